@@ -1,0 +1,1 @@
+"""What the services share: bundles, graphs, the expert channel's frame, security, serving."""

@@ -1,0 +1,68 @@
+from expertmesh_api.v1 import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class RouteRequest(_message.Message):
+    __slots__ = ("model", "layer", "rows")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    layer: int
+    rows: _common_pb2.Tensor
+    def __init__(self, model: _Optional[str] = ..., layer: _Optional[int] = ..., rows: _Optional[_Union[_common_pb2.Tensor, _Mapping]] = ...) -> None: ...
+
+class RouteResponse(_message.Message):
+    __slots__ = ("row_index", "expert_index", "weight")
+    ROW_INDEX_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_INDEX_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    row_index: _common_pb2.Tensor
+    expert_index: _common_pb2.Tensor
+    weight: _common_pb2.Tensor
+    def __init__(self, row_index: _Optional[_Union[_common_pb2.Tensor, _Mapping]] = ..., expert_index: _Optional[_Union[_common_pb2.Tensor, _Mapping]] = ..., weight: _Optional[_Union[_common_pb2.Tensor, _Mapping]] = ...) -> None: ...
+
+class ExplainRequest(_message.Message):
+    __slots__ = ("model", "layer", "rows")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    layer: int
+    rows: _common_pb2.Tensor
+    def __init__(self, model: _Optional[str] = ..., layer: _Optional[int] = ..., rows: _Optional[_Union[_common_pb2.Tensor, _Mapping]] = ...) -> None: ...
+
+class ExpertScore(_message.Message):
+    __slots__ = ("index", "score", "picked", "weight", "margin", "workers")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    PICKED_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    MARGIN_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    score: float
+    picked: bool
+    weight: float
+    margin: float
+    workers: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, index: _Optional[int] = ..., score: _Optional[float] = ..., picked: bool = ..., weight: _Optional[float] = ..., margin: _Optional[float] = ..., workers: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class RowExplanation(_message.Message):
+    __slots__ = ("experts",)
+    EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    experts: _containers.RepeatedCompositeFieldContainer[ExpertScore]
+    def __init__(self, experts: _Optional[_Iterable[_Union[ExpertScore, _Mapping]]] = ...) -> None: ...
+
+class ExplainResponse(_message.Message):
+    __slots__ = ("rule", "rows")
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    rule: str
+    rows: _containers.RepeatedCompositeFieldContainer[RowExplanation]
+    def __init__(self, rule: _Optional[str] = ..., rows: _Optional[_Iterable[_Union[RowExplanation, _Mapping]]] = ...) -> None: ...
