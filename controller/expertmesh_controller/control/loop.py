@@ -1,0 +1,155 @@
+"""The control loop: membership in, one round of decisions after the other, routes and orders out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Callable, Sequence
+
+import grpc.aio
+
+from expertmesh_api.v1 import (
+    blobs_pb2_grpc,
+    membership_pb2_grpc,
+    operations_pb2_grpc,
+    routes_pb2_grpc,
+)
+from expertmesh_common.bundle.blob_service import BlobService
+from expertmesh_common.clock import Clock
+from expertmesh_common.errors import Precondition, Unavailable
+from expertmesh_controller.cluster.routes import GatewayReport, RouteTable
+from expertmesh_controller.control.catalogue import ServedModel, catalogue_of
+from expertmesh_controller.control.deciding import Decider
+from expertmesh_controller.control.journal import Reason
+from expertmesh_controller.control.leadership import Leadership
+from expertmesh_controller.control.membership.registry import Registry
+from expertmesh_controller.control.membership.service import MembershipService
+from expertmesh_controller.control.membership.state import Cluster, Event, Heard, Limits
+from expertmesh_controller.control.noting import lost_somebody, notes_of
+from expertmesh_controller.control.operations import OperationsService
+from expertmesh_controller.control.routes_hub import RoutesHub
+from expertmesh_controller.control.routes_service import RoutesService
+from expertmesh_controller.control.settings import ControlSettings
+from expertmesh_controller.control.store.base import Lease, Store
+from expertmesh_controller.control.view import View
+
+log = logging.getLogger(__name__)
+
+SERVICES = tuple(f"expertmesh_api.v1.{name}" for name in ("Routes", "Membership", "Operations", "Blobs"))
+
+
+class ControlLoop:
+    """One per controller process; add it to a server, then `run` it.
+
+    `routes` is what a gateway in this process watches. Whether this loop decides depends on the store's lease; it
+    keeps membership either way.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[ServedModel],
+        store: Store,
+        clock: Clock,
+        settings: ControlSettings,
+        *,
+        version: str,
+        wall_s: Callable[[], float] = time.time,
+    ) -> None:
+        self._models = tuple(models)
+        self._clock = clock
+        self._settings = settings
+        self._catalogue = catalogue_of(models)
+        self._wake, self._urgent, self._change = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        limits = Limits(settings.lease_s, settings.order_timeout_s, settings.retry_first_s, settings.retry_most_s)
+        self.routes = RoutesHub(self._reported, self._wake.set)
+        self.registry = Registry(limits, clock, self._on_membership)
+        self.leadership = Leadership(store, clock, uuid.uuid4().hex, settings.leader_lease_s, self._wake.set)
+        self._decider = Decider(
+            self._catalogue, store, clock, settings, registry=self.registry, routes=self.routes, wall_s=wall_s
+        )
+        self._suspects: set[str] = set()
+        self._membership = MembershipService(self.registry, version, settings.heartbeat_s, lambda: self.view().epoch)
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Serve Membership, Routes, Operations and the bundles' blobs (the origin of every fetch)."""
+        stores = [model.bundle.blobs for model in self._models]
+        membership_pb2_grpc.add_MembershipServicer_to_server(self._membership, server)
+        routes_pb2_grpc.add_RoutesServicer_to_server(RoutesService(self.routes), server)
+        operations_pb2_grpc.add_OperationsServicer_to_server(OperationsService(self), server)
+        blobs_pb2_grpc.add_BlobsServicer_to_server(BlobService(lambda: stores), server)
+
+    async def run(self) -> None:
+        """Decide until cancelled."""
+        leading = asyncio.create_task(self.leadership.run())
+        try:
+            while True:
+                await self._next_round()
+                self.registry.tick()
+                if (lease := self.leadership.lease) is not None:
+                    await self._round_in_peace(lease)
+                self._tell_change()
+                if leading.done():
+                    leading.result()
+        finally:
+            leading.cancel()
+
+    async def stop(self) -> None:
+        """Give the lease back and end the workers' streams; they keep serving and look for a controller."""
+        await self.leadership.release()
+        self.registry.close()
+
+    def view(self) -> View:
+        table = self.routes.table or RouteTable()
+        return View(self._clock.monotonic(), self.registry.cluster, table, self._decider.plan, self._catalogue)
+
+    async def changed(self) -> None:
+        await self._change.wait()
+
+    async def _round_in_peace(self, lease: Lease) -> None:
+        """A round, unless the store went away or somebody else leads: then nothing was done and nothing is lost."""
+        try:
+            await self._decider.round(lease)
+        except Unavailable as error:
+            self.leadership.note_store(error)
+            self.leadership.resign()
+        except Precondition as error:
+            log.warning("not leading any more: %s", error)
+            self.leadership.resign()
+
+    async def _next_round(self) -> None:
+        """Wait for news or the next tick; then gather a little more, unless somebody was lost."""
+        await _first_of(self._wake, self._settings.tick_s)
+        if self._wake.is_set():
+            await _first_of(self._urgent, self._settings.gather_s)
+        self._wake.clear()
+        self._urgent.clear()
+
+    def _on_membership(self, before: Cluster, after: Cluster, event: Event) -> None:
+        if isinstance(event, Heard):
+            return
+        for reason, facts in notes_of(before, after, event):
+            log.info("%s %s", reason.value, " ".join(f"{k}={v}" for k, v in facts.items()))
+            self._decider.note(reason, facts)
+        if lost_somebody(before, after):
+            self._urgent.set()
+        self._wake.set()
+
+    def _reported(self, report: GatewayReport) -> None:
+        """Gateways route around what they suspect by themselves; the journal keeps it, the lease decides."""
+        suspects = set(report.suspect_worker_ids)
+        for worker_id in sorted(suspects - self._suspects):
+            self._decider.note(Reason.WORKER_SUSPECTED, {"worker_id": worker_id, "gateway_id": report.gateway_id})
+        self._suspects = suspects
+
+    def _tell_change(self) -> None:
+        change, self._change = self._change, asyncio.Event()
+        change.set()
+
+
+async def _first_of(event: asyncio.Event, timeout_s: float) -> None:
+    try:
+        await asyncio.wait_for(event.wait(), timeout_s)
+    except TimeoutError:
+        return

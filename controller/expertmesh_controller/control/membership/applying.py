@@ -1,0 +1,125 @@
+"""`apply(cluster, event) -> cluster`: everything that can happen to the membership, without clocks or sockets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from expertmesh_common.errors import Refused
+from expertmesh_controller.control.membership.hello import Hello
+from expertmesh_controller.control.membership.state import (
+    Answered,
+    Broke,
+    Cluster,
+    Event,
+    Failure,
+    Heard,
+    Joined,
+    LeaveAsked,
+    Member,
+    Ordered,
+    SentOrder,
+    Ticked,
+)
+
+RETIRED_KEPT = 32
+"""Superseded generations remembered per worker: a ghost is one of the last few."""
+
+
+def admit(cluster: Cluster, hello: Hello) -> None:
+    """Whether this hello may join.
+
+    Raises:
+        Refused: a later start of the same worker has joined before.
+
+    """
+    if hello.generation in cluster.retired.get(hello.worker_id, ()):
+        raise Refused(
+            f"worker {hello.worker_id} of generation {hello.generation} was replaced by a later start of it; "
+            "if these are two machines, give each its own --id"
+        )
+
+
+def apply(cluster: Cluster, event: Event) -> Cluster:  # noqa: PLR0911 - one case an event
+    """The cluster after `event`. Events of connections that are not a member's (any more) change nothing."""
+    match event:
+        case Joined():
+            return _joined(cluster, event)
+        case Ticked(at):
+            return _ticked(cluster, at)
+        case Ordered(order_id, order):
+            return replace(cluster, orders={**cluster.orders, order_id: order})
+    member = cluster.member_of(event.connection)
+    if member is None:
+        return cluster
+    match event:
+        case Heard(_, at, rows):
+            return _with(cluster, replace(member, heard_at=at, rows=rows))
+        case LeaveAsked(_, at):
+            return _with(cluster, replace(member, leaving_since=at, heard_at=at))
+        case Broke():
+            return _without(cluster, member)
+        case Answered():
+            return _answered(cluster, replace(member, heard_at=event.at), event)
+
+
+def _joined(cluster: Cluster, event: Joined) -> Cluster:
+    hello = event.hello
+    old = cluster.members.get(hello.worker_id)
+    if old is not None:
+        cluster = _without(cluster, old)
+        if old.hello.generation != hello.generation:
+            retired = (*cluster.retired.get(hello.worker_id, ()), old.hello.generation)[-RETIRED_KEPT:]
+            cluster = replace(cluster, retired={**cluster.retired, hello.worker_id: retired})
+    return _with(cluster, Member(hello, event.connection, event.at, event.at, dict(hello.resident)))
+
+
+def _with(cluster: Cluster, member: Member) -> Cluster:
+    return replace(cluster, members={**cluster.members, member.hello.worker_id: member})
+
+
+def _without(cluster: Cluster, member: Member) -> Cluster:
+    """A lost worker takes its orders and failures with it: the next start is another one."""
+    gone = member.hello.worker_id
+    return replace(
+        cluster,
+        members={i: m for i, m in cluster.members.items() if i != gone},
+        orders={n: o for n, o in cluster.orders.items() if o.worker_id != gone},
+        failures={at: f for at, f in cluster.failures.items() if at[0] != gone},
+    )
+
+
+def _ticked(cluster: Cluster, at: float) -> Cluster:
+    for member in cluster.members.values():
+        if at - member.heard_at > cluster.limits.lease_s:
+            cluster = _without(cluster, member)
+    for order_id, order in cluster.orders.items():
+        if not order.overdue and at - order.sent_at > cluster.limits.order_timeout_s:
+            error = f"no answer within {cluster.limits.order_timeout_s:g} s"
+            cluster = _failed(cluster, order, error, at)
+            cluster = replace(cluster, orders={**cluster.orders, order_id: replace(order, overdue=True)})
+    return cluster
+
+
+def _answered(cluster: Cluster, member: Member, event: Answered) -> Cluster:
+    cluster = _with(cluster, member)
+    order = cluster.orders.get(event.order_id)
+    if order is None or order.worker_id != member.hello.worker_id:
+        return cluster
+    cluster = replace(cluster, orders={n: o for n, o in cluster.orders.items() if n != event.order_id})
+    if not event.ok:
+        return cluster if order.overdue else _failed(cluster, order, event.error, event.at)
+    resident = dict(member.resident)
+    if order.kind == "load":
+        resident[order.key] = order.resident
+    else:
+        resident.pop(order.key, None)
+    failures = {at: f for at, f in cluster.failures.items() if at != (order.worker_id, order.key)}
+    return _with(replace(cluster, failures=failures), replace(member, resident=resident))
+
+
+def _failed(cluster: Cluster, order: SentOrder, error: str, at: float) -> Cluster:
+    place = (order.worker_id, order.key)
+    attempts = cluster.failures[place].attempts + 1 if place in cluster.failures else 1
+    # The exponent is bounded so that a worker that fails for weeks overflows nothing.
+    wait_s = min(cluster.limits.retry_first_s * 2 ** min(attempts - 1, 30), cluster.limits.retry_most_s)
+    return replace(cluster, failures={**cluster.failures, place: Failure(attempts, at + wait_s, error)})

@@ -1,0 +1,137 @@
+"""`Operations` over gRPC: what the CLI and the supervisor ask."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from expertmesh_api.v1 import operations_pb2, operations_pb2_grpc
+from expertmesh_common.errors import DeadlinePassed, NotHere
+from expertmesh_common.serving import Context
+from expertmesh_controller.control.membership.state import Member
+from expertmesh_controller.control.view import View
+
+WAIT_DEFAULT_S = 60.0
+ANSWER_S = 0.2
+"""An answer leaves this long before the caller's deadline, so that it arrives."""
+
+
+class Watched(Protocol):
+    """What operations need of the control loop."""
+
+    def view(self) -> View: ...
+
+    async def changed(self) -> None:
+        """Wait for the next change of anything in the view."""
+
+
+class OperationsService(operations_pb2_grpc.OperationsServicer):
+    def __init__(self, loop: Watched) -> None:
+        self._loop = loop
+
+    async def ListNodes(  # noqa: N802 - the name of the call
+        self,
+        request: operations_pb2.ListNodesRequest,  # noqa: ARG002
+        context: Context,  # noqa: ARG002
+    ) -> operations_pb2.ListNodesResponse:
+        view = self._loop.view()
+        nodes = [_node(member, view) for _, member in sorted(view.cluster.members.items())]
+        return operations_pb2.ListNodesResponse(epoch=view.epoch.to_proto(), nodes=nodes)
+
+    async def ListExperts(  # noqa: N802 - the name of the call
+        self,
+        request: operations_pb2.ListExpertsRequest,
+        context: Context,  # noqa: ARG002
+    ) -> operations_pb2.ListExpertsResponse:
+        view = self._loop.view()
+        _check_model(view, request.model)
+        experts = [
+            operations_pb2.ExpertPlacement(
+                expert=key.to_ref(),
+                precision=key.precision,
+                resident_bytes=view.catalogue[key].resident_bytes,
+                worker_ids=ids,
+            )
+            for key, ids in view.holders().items()
+            if key in view.catalogue and request.model in ("", key.model)
+        ]
+        return operations_pb2.ListExpertsResponse(epoch=view.epoch.to_proto(), experts=experts)
+
+    async def WaitReady(  # noqa: N802 - the name of the call
+        self, request: operations_pb2.WaitReadyRequest, context: Context
+    ) -> operations_pb2.WaitReadyResponse:
+        """Ready, or what is missing shortly before the deadline.
+
+        Raises:
+            NotHere: no such model is served.
+            DeadlinePassed: there is room for everything, but it is not loaded yet.
+
+        """
+        _check_model(self._loop.view(), request.model)
+        remaining_s = context.time_remaining()
+        wait_s = WAIT_DEFAULT_S if remaining_s is None else max(remaining_s - ANSWER_S, 0.0)
+        try:
+            await asyncio.wait_for(self._ready(request.model), wait_s)
+        except TimeoutError:
+            view = self._loop.view()
+            if not view.missing_bytes(request.model):
+                raise DeadlinePassed(_progress(view, request.model)) from None
+        return _readiness(self._loop.view(), request.model)
+
+    async def _ready(self, model: str) -> None:
+        while not _is_ready(self._loop.view(), model):
+            await self._loop.changed()
+
+
+def _is_ready(view: View, model: str) -> bool:
+    return view.at_rest and not view.uncovered(model)
+
+
+def _progress(view: View, model: str) -> str:
+    return (
+        f"not ready: {view.uncovered(model)} of {_experts(view, model)} experts have no live instance, "
+        f"{len(view.cluster.members)} workers joined, {len(view.cluster.orders)} orders are in flight"
+    )
+
+
+def _readiness(view: View, model: str) -> operations_pb2.WaitReadyResponse:
+    return operations_pb2.WaitReadyResponse(
+        epoch=view.epoch.to_proto(),
+        workers=len(view.cluster.members),
+        experts=_experts(view, model),
+        instances=sum(model in ("", i.model) for i in view.table.instances),
+        missing_bytes=view.missing_bytes(model),
+    )
+
+
+def _experts(view: View, model: str) -> int:
+    return sum(model in ("", key.model) for key in view.catalogue)
+
+
+def _check_model(view: View, model: str) -> None:
+    names = sorted({key.model for key in view.catalogue})
+    if model and model not in names:
+        raise NotHere(f"model {model!r} is not served here; served: {', '.join(names) or 'none'}")
+
+
+def _node(member: Member, view: View) -> operations_pb2.Node:
+    hello, found = member.hello, member.hello.capabilities
+    experts = sum(i.worker_id == hello.worker_id for i in view.table.instances)
+    state = "leaving" if member.leaving_since is not None else "live" if experts else "joining"
+    return operations_pb2.Node(
+        worker_id=hello.worker_id,
+        generation=hello.generation,
+        state=state,
+        cores=found.cores,
+        memory_bytes=found.memory_bytes,
+        budget_bytes=found.budget_bytes,
+        resident_bytes=member.resident_bytes,
+        experts=experts,
+        rows=member.rows,
+        speed_rows_per_s=found.speed_rows_per_s,
+        gemv_gb_per_s=found.gemv_gb_per_s,
+        gemm_gflops=found.gemm_gflops,
+        providers=found.providers,
+        endpoints=[e.to_proto() for e in hello.endpoints],
+        heartbeat_age_ms=int(max(view.now - member.heard_at, 0.0) * 1000),
+    )

@@ -1,0 +1,55 @@
+"""A consistent look at the control loop, for operations."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from expertmesh_controller.cluster.routes import Epoch, RouteTable
+from expertmesh_controller.control.catalogue import Catalogue, ExpertKey
+from expertmesh_controller.control.membership.state import Cluster
+from expertmesh_controller.control.placement.types import Plan
+from expertmesh_controller.control.world import wanted_here
+
+
+@dataclass(frozen=True)
+class View:
+    """As of `now`; `plan` is None before the first placement."""
+
+    now: float
+    cluster: Cluster
+    table: RouteTable
+    plan: Plan | None
+    catalogue: Catalogue
+
+    @property
+    def epoch(self) -> Epoch:
+        return self.table.epoch
+
+    def holders(self) -> dict[ExpertKey, tuple[str, ...]]:
+        """The workers that each served expert is routed to."""
+        found: dict[ExpertKey, list[str]] = {key: [] for key in self.catalogue}
+        for i in self.table.instances:
+            found.setdefault(ExpertKey(i.model, i.layer, i.index, i.precision), []).append(i.worker_id)
+        return {key: tuple(ids) for key, ids in found.items()}
+
+    def uncovered(self, model: str) -> int:
+        """Experts of `model` ("" for all) that no live worker serves."""
+        return sum(not ids for key, ids in self.holders().items() if model in ("", key.model))
+
+    def missing_bytes(self, model: str) -> int:
+        """Resident bytes for which no worker has room."""
+        missing = self.plan.missing if self.plan is not None else tuple(self.catalogue)
+        return sum(self.catalogue[k].resident_bytes for k in missing if model in ("", k.model))
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether every worker holds and serves exactly what the plan says."""
+        if self.plan is None or self.plan.assignments.keys() != self.cluster.members.keys():
+            return False
+        routed = Counter(i.worker_id for i in self.table.instances)
+        return not self.cluster.orders and all(
+            wanted_here(m, self.catalogue) == self.plan.assignments[w]
+            and len(m.resident) == len(self.plan.assignments[w]) == routed[w]
+            for w, m in self.cluster.members.items()
+        )

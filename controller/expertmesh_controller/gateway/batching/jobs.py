@@ -1,0 +1,129 @@
+"""A request inside the engine, and what it tells those who wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expertmesh_controller.gateway.batching.roster import Sequence
+from expertmesh_controller.gateway.sampling.choosing import Choice, Draw
+from expertmesh_controller.gateway.sampling.options import GREEDY, SamplingOptions
+
+__all__ = ["Ended", "Event", "Facts", "Failed", "Job", "Picked", "Reason", "Request", "Ticket"]
+
+
+class Reason(Enum):
+    """Why an answer ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Checked input of the engine. `resumed_ids` were generated before and count as answer; `deadline` is monotonic."""
+
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    deadline: float
+    sampling: SamplingOptions = GREEDY
+    resumed_ids: tuple[int, ...] = ()
+    eos_ids: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """A token of the answer; position 0 is the first one after the prompt."""
+
+    position: int
+    choice: Choice
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The last event of an answer."""
+
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The last event of a request that will not be answered."""
+
+    error: Exception
+
+
+Event = Picked | Ended | Failed
+
+
+@dataclass(slots=True)
+class Facts:
+    """Measured while a request runs: monotonic seconds, and feed-forward neurons evaluated as a sum of row shares."""
+
+    admitted: float
+    started: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+    active_rows: float = 0.0
+    rows: int = 0
+
+    @property
+    def active_share(self) -> float:
+        return self.active_rows / self.rows if self.rows else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What the front holds of a submitted request.
+
+    Events wait here however slowly they are read: there are at most `max_tokens` small ones, and the engine goes on.
+    """
+
+    key: int
+    facts: Facts
+    events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+
+
+class Job:
+    """A running request: its tokens so far in one int64 array."""
+
+    def __init__(self, request: Request, ticket: Ticket) -> None:
+        self.request, self.ticket = request, ticket
+        known = (*request.prompt_ids, *request.resumed_ids)
+        self._ids = np.zeros(len(request.prompt_ids) + max(request.max_tokens, len(request.resumed_ids)), np.int64)
+        self._ids[: len(known)] = known
+        self._count = len(known)
+
+    @property
+    def position(self) -> int:
+        """Of the next token in the answer."""
+        return self._count - len(self.request.prompt_ids)
+
+    @property
+    def last_id(self) -> int:
+        return int(self._ids[self._count - 1])
+
+    def ids(self, start: int, count: int) -> NDArray[np.int64]:
+        return self._ids[start : start + count]
+
+    def sequence(self) -> Sequence:
+        return Sequence(self.ticket.key, self._count, self.ticket.facts.admitted, self.request.deadline)
+
+    def draw(self) -> Draw:
+        return Draw(self.request.sampling, self.position, self._ids[: self._count])
+
+    def take(self, choice: Choice) -> list[Event]:
+        """Add a token. The end-of-sequence token ends the answer and is no part of it."""
+        request = self.request
+        if choice.token_id in request.eos_ids and not request.sampling.ignore_eos:
+            return [Ended(Reason.STOP)]
+        events: list[Event] = [Picked(self.position, choice)]
+        self._ids[self._count] = choice.token_id
+        self._count += 1
+        if self.position >= request.max_tokens:
+            events.append(Ended(Reason.LENGTH))
+        return events

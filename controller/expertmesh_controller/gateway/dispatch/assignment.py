@@ -1,0 +1,66 @@
+"""Who serves what right now: the route table seen through the links that are up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expertmesh_controller.cluster.routes import ExpertAt, RouteTable, WorkerRoute, prefer
+from expertmesh_controller.gateway.dispatch.links.base import Link
+from expertmesh_controller.gateway.dispatch.plan import Plan, plan_dispatch
+from expertmesh_controller.gateway.gating.routing import Routing
+
+MAX_REMEMBERED = 16384  # plans of single rows, over all layers
+
+Avoided = AbstractSet[tuple[ExpertAt, str]]
+"""Instances, as (expert, worker id), that lately could not serve."""
+
+
+@dataclass(frozen=True, eq=False)
+class Assignment:
+    """`links[w]` leads to worker number w; `owner[layer]` intp [experts] is the number of an expert's worker, or -1."""
+
+    epoch: tuple[int, int]
+    links: tuple[Link, ...]
+    owner: tuple[NDArray[np.intp], ...]
+    _plans: dict[Routing, Plan]
+
+    def plan(self, layer: int, routing: Routing) -> Plan:
+        """The plan for a routing; gates hand out the same routing of a single row again, so its plan is remembered."""
+        if routing.tokens != 1:
+            return plan_dispatch(routing, self.owner[layer])
+        found = self._plans.get(routing)
+        if found is None:
+            if len(self._plans) >= MAX_REMEMBERED:
+                self._plans.clear()
+            found = self._plans[routing] = plan_dispatch(routing, self.owner[layer])
+        return found
+
+
+def assign(
+    table: RouteTable,
+    model: str,
+    *,
+    experts: Sequence[int],
+    frequencies: Mapping[ExpertAt, float],
+    link_to: Callable[[WorkerRoute], Link | None],
+    avoided: Avoided,
+) -> Assignment:
+    """Choose an owner per expert among the live instances; `experts[layer]` is how many a layer has."""
+    up = {w.worker_id: link for w in table.workers if (link := link_to(w)) is not None}
+    numbers = {worker_id: number for number, worker_id in enumerate(sorted(up))}
+    live = replace(
+        table,
+        workers=tuple(w for w in table.workers if w.worker_id in up),
+        instances=tuple(i for i in table.instances if i.worker_id in up and (i.at, i.worker_id) not in avoided),
+    )
+    owner = tuple(np.full(count, -1, np.intp) for count in experts)
+    for (layer, index), worker_id in prefer(live, model, frequencies).items():
+        if layer < len(owner) and index < len(owner[layer]):
+            owner[layer][index] = numbers[worker_id]
+    links = tuple(up[worker_id] for worker_id in numbers)
+    return Assignment((table.epoch.term, table.epoch.n), links, owner, {})

@@ -1,0 +1,150 @@
+"""The expert plane: what the engine calls between two trunk segments. Gating, dispatch, retries, combine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expertmesh_common.bundle import manifest
+from expertmesh_common.channel.frame import Status, model_key
+from expertmesh_common.errors import DeadlinePassed, InvalidInput, Unavailable
+from expertmesh_controller.cluster.routes import RouteTable
+from expertmesh_controller.gateway.dispatch.assignment import Assignment
+from expertmesh_controller.gateway.dispatch.combine import Floats, combine
+from expertmesh_controller.gateway.dispatch.counters import Counters, Traffic
+from expertmesh_controller.gateway.dispatch.exchange import Call, Failure, HopTimeout, Task, exchange
+from expertmesh_controller.gateway.dispatch.links.pool import LinkPool
+from expertmesh_controller.gateway.dispatch.plan import Plan, merge
+from expertmesh_controller.gateway.dispatch.roster import Roster
+from expertmesh_controller.gateway.gating.gate import Gate
+from expertmesh_controller.gateway.gating.routing import Routing
+
+
+class ExpertPlane:
+    """Runs the routed experts of one model. `run` belongs to one thread; everything else may be called from any."""
+
+    def __init__(
+        self,
+        model: str,
+        layers: Sequence[manifest.Layer],
+        gates: Sequence[Gate],
+        pool: LinkPool,
+        timeout: HopTimeout | None = None,
+    ) -> None:
+        self._key = model_key(model)
+        self._gates = tuple(gates)
+        self._pool = pool
+        self._timeout = timeout or HopTimeout()
+        frequencies = {(layer.index, e.index): e.frequency for layer in layers for e in layer.experts}
+        self._roster = Roster(model, [gate.experts for gate in gates], frequencies, pool)
+        self.counters = Counters([[e.width for e in layer.experts] for layer in layers])
+        self._seq = 0
+
+    def update(self, table: RouteTable) -> None:
+        """Take over a route table unless it is older than the one in use. Links open in the background."""
+        self._roster.update(table)
+
+    def run(self, layer: int, rows: Floats, deadline: float) -> Floats:
+        """The sum of the routed experts of MoE layer `layer` for rows float32 [T, hidden], a new array of that shape.
+
+        `deadline` is in monotonic seconds. Pairs whose worker fails (only they) go to another replica; while no replica
+        is live the call waits for a newer table or a link.
+
+        Raises:
+            Unavailable: an expert had no live replica until the deadline.
+            DeadlinePassed: the deadline is over and replicas were live, but slow.
+            InvalidInput: the rows do not fit the layer.
+
+        """
+        gate = self._gates[layer]
+        routing = gate.route(rows)
+        self.counters.note(layer, routing)
+        if not routing.pairs:
+            return np.zeros_like(rows)
+        return self._serve(Task(self._key, layer, gate.weight_on, rows), routing, deadline)
+
+    @property
+    def last_active(self) -> NDArray[np.int32]:
+        """Routed neurons int32 [T] per row of the last run."""
+        return self.counters.last_active
+
+    def take_suspects(self) -> tuple[str, ...]:
+        """Workers whose links failed since the last call, for the report to the control loop."""
+        return self._roster.take_suspects()
+
+    def traffic(self) -> Traffic:
+        """Bytes and frames to remote workers since the start."""
+        sent, received = self._pool.bytes_moved()
+        return Traffic(sent, received, self.counters.frames)
+
+    def close(self) -> None:
+        """Close every link. Call when no run is under way."""
+        self._pool.close()
+
+    def _serve(self, task: Task, pending: Routing, deadline: float) -> Floats:
+        out: Floats | None = None
+        last_failure: Failure | None = None
+        while True:
+            assignment = self._roster.current()
+            plan = assignment.plan(task.layer, pending)
+            if plan.messages:
+                out, failures = self._round(task, plan, assignment, deadline, out)
+                if not failures and plan.unserved is None:
+                    assert out is not None
+                    return out
+                last_failure = failures[0] if failures else last_failure
+                pending = _rest(failures, plan.unserved, pending.tokens)
+                self.counters.retried_pairs += pending.pairs
+            if not plan.messages and not self._roster.wait(deadline):
+                raise _unavailable(task.layer, pending, assignment, last_failure)
+            if time.monotonic() >= deadline:
+                raise _too_late(task.layer, pending, last_failure)
+
+    def _round(
+        self, task: Task, plan: Plan, assignment: Assignment, deadline: float, out: Floats | None
+    ) -> tuple[Floats | None, list[Failure]]:
+        """Run a plan; add what succeeded to `out` and learn from what failed."""
+        self._seq += 1
+        self.counters.frames += len(plan.messages)
+        links = assignment.links
+        try:
+            outcomes = exchange(Call(self._seq, assignment.epoch, task), plan.messages, links, self._timeout, deadline)
+        except BaseException:
+            for message in plan.messages:  # replies may still be under way on these links
+                self._pool.drop(links[message.worker])
+            raise
+        parts = [(m.sent_rows, o) for m, o in zip(plan.messages, outcomes, strict=True) if not isinstance(o, Failure)]
+        failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+        for failure in failures:
+            # A caller's short deadline says nothing about the worker.
+            blame = not (failure.late and time.monotonic() >= deadline)
+            self._roster.learn(failure, links[failure.message.worker], task.layer, blame)
+        tokens, hidden = task.rows.shape
+        out = combine(parts, (tokens, hidden), out)
+        invalid = next((f for f in failures if f.status is Status.INVALID), None)
+        if invalid is not None:
+            raise InvalidInput(f"layer {task.layer}: {invalid.reason}")
+        return out, failures
+
+
+def _rest(failures: Sequence[Failure], unserved: Routing | None, tokens: int) -> Routing:
+    """The pairs that still have no result."""
+    routings = [failure.message.routing(tokens) for failure in failures]
+    return merge(routings if unserved is None else [*routings, unserved], tokens)
+
+
+def _unavailable(layer: int, pending: Routing, assignment: Assignment, failure: Failure | None) -> Unavailable:
+    experts = sorted(set(pending.expert.tolist()))
+    after = f" (last failure: {failure.reason})" if failure else ""
+    return Unavailable(
+        f"layer {layer}: no live worker holds expert {', '.join(map(str, experts))} as of epoch "
+        f"{assignment.epoch[0]}.{assignment.epoch[1]}, and none came before the deadline{after}"
+    )
+
+
+def _too_late(layer: int, pending: Routing, failure: Failure | None) -> DeadlinePassed:
+    after = f" ({failure.reason})" if failure else ""
+    return DeadlinePassed(f"layer {layer}: the deadline passed with {pending.pairs} expert rows under way{after}")

@@ -1,0 +1,94 @@
+"""The gate of one layer: filter -> score -> pick -> weigh, configured by the bundle's data only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expertmesh_common.bundle import manifest
+from expertmesh_common.bundle.blobs import Bundle
+from expertmesh_common.bundle.tensors import Array, read_tensors
+from expertmesh_common.errors import InvalidInput
+from expertmesh_controller.gateway.gating.explain import Explanation, margins
+from expertmesh_controller.gateway.gating.pickers import PICKERS, Mask
+from expertmesh_controller.gateway.gating.routing import Routing
+from expertmesh_controller.gateway.gating.scorers import SCORERS, Floats
+from expertmesh_controller.gateway.gating.weightings import WEIGHTINGS
+
+MAX_REMEMBERED = 4096  # routings of single rows; a layer of 8 experts has 256
+
+
+class Gate:
+    """Chooses experts for rows. Safe for several threads: the hot path only reads, and remembers immutable answers."""
+
+    def __init__(self, config: manifest.Gate, tensors: Mapping[str, Array]) -> None:
+        self._scorer = SCORERS[config.scorer](tensors)
+        self._picker = PICKERS[config.picker](config)
+        self._weighting = WEIGHTINGS[config.weighting]
+        self.weight_on = config.weight_on
+        self.hidden, self.experts = self._scorer.shape
+        self._remembered: dict[bytes, Routing] = {}
+
+    @property
+    def rule(self) -> str:
+        """How experts are picked, in a line."""
+        return self._picker.rule(self.experts)
+
+    def score(self, rows: Floats) -> Floats:
+        """Rows float32 [T, hidden] -> scores float32 [T, experts].
+
+        Raises:
+            InvalidInput: the rows have another shape or dtype.
+
+        """
+        if rows.ndim != 2 or rows.shape[1] != self.hidden or rows.dtype != np.float32:
+            raise InvalidInput(f"gate got rows {rows.dtype} {rows.shape}; it takes float32 [any, {self.hidden}]")
+        return self._scorer(rows)
+
+    def pick(self, scores: Floats, allowed: Mask | None = None) -> Mask:
+        """Picked experts bool [T, experts]; experts outside `allowed` bool [experts] are never picked."""
+        return self._picker(scores, allowed)
+
+    def route(self, rows: Floats, allowed: Mask | None = None) -> Routing:
+        """The experts and weights of rows float32 [T, hidden]; T may be 0. Errors as `score`.
+
+        A single row's routing is remembered by its picked set where the weights follow from that set: decoding one
+        token then costs a product, a comparison and a look-up.
+        """
+        scores = self.score(rows)
+        picked = self._picker(scores, allowed)
+        if len(rows) != 1 or not self._weighting.by_choice:
+            return self._routing(scores, picked)
+        key = picked.tobytes()
+        found = self._remembered.get(key)
+        if found is None:
+            found = self._routing(scores, picked)
+            if len(self._remembered) < MAX_REMEMBERED:
+                self._remembered[key] = found
+        return found
+
+    def explain(self, rows: Floats, allowed: Mask | None = None) -> Explanation:
+        """The decision of `route` on rows float32 [T, hidden], told whole. Errors as `score`."""
+        scores = self.score(rows)
+        picked = self._picker(scores, allowed)
+        routing = self._routing(scores, picked)
+        weight = np.zeros(scores.shape, np.float32)
+        weight[routing.row, routing.expert] = routing.weight
+        return Explanation(self.rule, scores, picked, weight, margins(scores, picked, self._picker.threshold))
+
+    def _routing(self, scores: Floats, picked: NDArray[np.bool_]) -> Routing:
+        row, expert = picked.nonzero()
+        weight = self._weighting(scores, row, expert)
+        return Routing(len(picked), row.astype(np.int32), expert.astype(np.int32), weight)
+
+
+def load_gates(bundle: Bundle) -> tuple[Gate, ...]:
+    """The gates of a bundle, one per layer.
+
+    Raises:
+        CorruptData: a gate's blob is not what the manifest says.
+
+    """
+    return tuple(Gate(layer.gate, read_tensors(bundle.path(layer.gate.weights))) for layer in bundle.manifest.layers)

@@ -1,0 +1,126 @@
+"""Choosing tokens: a pure function of logits, options, seed, position and the tokens before.
+
+The random number of a position comes from a counter-based generator keyed by the seed, so a replayed request goes on
+with the numbers it would have had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expertmesh_controller.gateway.sampling.options import SamplingOptions
+
+__all__ = ["Choice", "Draw", "choose", "uniform", "unusable"]
+
+Floats = NDArray[np.float32]
+Ids = NDArray[np.int64]
+
+_FIRST_CANDIDATES = 512  # almost always enough for top_p, and a sort of the whole vocabulary costs milliseconds
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One row's question. `position` 0 is the first generated token; `previous` int64 [n] is prompt and answer."""
+
+    options: SamplingOptions
+    position: int
+    previous: Ids
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The token, and if asked for, its log probability under the model and the most likely alternatives.
+
+    Log probabilities are those of the model's own distribution, before any option changes it.
+    """
+
+    token_id: int
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+def choose(logits: Floats, draws: Sequence[Draw]) -> list[Choice]:
+    """One token per row of `logits` float32 [n, vocabulary]; `logits` is left as it is."""
+    ids = np.argmax(logits, axis=1)  # ties go to the smaller id
+    for row, draw in enumerate(draws):
+        if not draw.options.plain_greedy:
+            ids[row] = _draw(logits[row], draw)
+    return [_described(logits[row], int(ids[row]), draw.options) for row, draw in enumerate(draws)]
+
+
+def unusable(logits: Floats) -> NDArray[np.bool_]:
+    """Which rows hold NaN or infinite values at their top, bool [n]: nothing can be chosen from them."""
+    bad: NDArray[np.bool_] = ~np.isfinite(logits.max(axis=1))
+    return bad
+
+
+def uniform(seed: int, position: int) -> float:
+    """The number in [0, 1) that belongs to a position of a seed."""
+    raw = int(np.random.Philox(key=seed, counter=position).random_raw())
+    return (raw >> 11) * 2.0**-53
+
+
+def _draw(logits: Floats, draw: Draw) -> int:
+    options = draw.options
+    scores = logits.astype(np.float64)
+    if options.repetition_penalty != 1:
+        seen = scores[draw.previous]
+        scores[draw.previous] = np.where(seen > 0, seen / options.repetition_penalty, seen * options.repetition_penalty)
+    if options.temperature == 0:
+        return int(np.argmax(scores))
+    ids, weights = _candidates(scores / options.temperature, options)
+    reached = np.cumsum(weights)
+    return int(
+        ids[min(np.searchsorted(reached, uniform(options.seed, draw.position) * reached[-1], "right"), len(ids) - 1)]
+    )
+
+
+def _candidates(scores: NDArray[np.float64], options: SamplingOptions) -> tuple[Ids, NDArray[np.float64]]:
+    """(ids, unnormalised probabilities) that survive top_k, top_p and min_p."""
+    ids: Ids = np.arange(len(scores))
+    weights = np.exp(scores - scores.max())
+    if options.top_k:
+        ids = _best(weights, options.top_k)
+        weights = weights[ids]
+    if options.top_p < 1:
+        kept = _nucleus(weights, options.top_p)
+        ids, weights = ids[kept], weights[kept]
+    if options.min_p:
+        likely = weights >= options.min_p * weights.max()
+        ids, weights = ids[likely], weights[likely]
+    return ids, weights
+
+
+def _nucleus(weights: NDArray[np.float64], share: float) -> Ids:
+    """The fewest most likely places whose weights reach `share` of the whole."""
+    wanted, count = share * weights.sum(), _FIRST_CANDIDATES
+    while True:
+        best = _best(weights, count)
+        reached = np.cumsum(weights[best])
+        if reached[-1] >= wanted or count >= len(weights):
+            return best[: int(np.searchsorted(reached, wanted)) + 1]
+        count *= 8
+
+
+def _best(weights: NDArray[np.float64], count: int) -> Ids:
+    """Places of the `count` largest weights, largest first, ties by place."""
+    if count >= len(weights):
+        return np.argsort(-weights, kind="stable")
+    bound = np.partition(weights, len(weights) - count)[len(weights) - count]
+    among = np.flatnonzero(weights >= bound)
+    return among[np.argsort(-weights[among], kind="stable")][:count]
+
+
+def _described(logits: Floats, token_id: int, options: SamplingOptions) -> Choice:
+    if not options.logprobs:
+        return Choice(token_id)
+    scores = logits.astype(np.float64)
+    top = scores.max()
+    total = top + np.log(np.exp(scores - top).sum())
+    best = _best(scores, options.top_logprobs) if options.top_logprobs else ()
+    alternatives = tuple((int(i), float(scores[i] - total)) for i in best)
+    return Choice(token_id, float(scores[token_id] - total), alternatives)

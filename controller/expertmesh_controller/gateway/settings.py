@@ -1,0 +1,24 @@
+"""What a gateway may be told, read once at the edge and passed down."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["GatewaySettings"]
+
+
+class GatewaySettings(BaseModel):
+    """Limits and times of one gateway."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    slots: int = Field(16, ge=1, le=1024, description="answers generated at the same time")
+    context_tokens: int = Field(2048, ge=2, description="prompt and answer together, per request")
+    prefill_chunk_tokens: int = Field(
+        256, ge=1, description="prompt tokens per step; a long prompt delays others by that"
+    )
+    threads: int = Field(1, ge=1, description="of the trunk")
+    queue_limit: int = Field(64, ge=0, description="requests that may wait when every slot is taken")
+    default_deadline_s: float = Field(120.0, gt=0, description="for calls that bring no deadline")
+    patience_s: float = Field(10.0, gt=0, description="longest wait for one layer's experts before looking around")
+    report_interval_s: float = Field(1.0, gt=0, description="between load reports to the control loop")

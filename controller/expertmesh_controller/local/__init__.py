@@ -1,0 +1,1 @@
+"""A whole mesh on one machine: one controller and its workers as child processes."""

@@ -1,0 +1,93 @@
+"""From flags to an UpRequest: defaults that make the printed lines work, and no more open than asked for."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from expertmesh.local_access import home_folder
+from expertmesh_common.bundle.manifest import Precision
+from expertmesh_common.errors import InvalidInput
+from expertmesh_controller.local.plan import UpRequest, find_bundle
+from expertmesh_controller.local.reaching import free_port, is_local_only, reachable_host
+
+TOKEN_BYTES = 18
+PRECISIONS = ("fp32", "int4")
+TRANSPORTS = ("auto", "grpc", "unix", "tcp")
+
+
+@dataclass(frozen=True, slots=True)
+class UpFlags:
+    """The command line, with its plain defaults filled in."""
+
+    model: Path | None
+    workers: int
+    budget_share: float
+    listen: str
+    precision: str
+    transport: str
+    token: str | None
+    secure: bool
+    tls: Path | None
+    cache: Path | None
+    logs: Path | None
+    controller_options: tuple[str, ...]
+
+
+def up_request(flags: UpFlags, runtime_folder: Path) -> UpRequest:
+    """Everything that `up` needs to know.
+
+    Whoever listens beyond this machine demands a token, a random one if none is given.
+
+    Raises:
+        InvalidInput: a flag is wrong, or there is no bundle.
+
+    """
+    _one_of("--precision", flags.precision, PRECISIONS)
+    _one_of("--transport", flags.transport, TRANSPORTS)
+    listen = _with_port(flags.listen)
+    logs = flags.logs or runtime_folder
+    logs.mkdir(parents=True, exist_ok=True)
+    return UpRequest(
+        bundle=find_bundle(flags.model).resolve(),
+        workers=flags.workers,
+        budget_share=flags.budget_share,
+        listen=listen,
+        precision=cast("Precision", flags.precision),
+        transport=flags.transport,
+        token=flags.token or (None if is_local_only(listen) else secrets.token_urlsafe(TOKEN_BYTES)),
+        tls=_tls_folder(flags),
+        cache=(flags.cache or home_folder() / "cache").absolute(),
+        runtime_folder=runtime_folder,
+        log_folder=logs.absolute(),
+        controller_options=flags.controller_options,
+    )
+
+
+def _one_of(flag: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InvalidInput(f"{flag} {value!r}: allowed are {', '.join(allowed)}")
+
+
+def _with_port(listen: str) -> str:
+    if listen.startswith("unix:"):
+        return listen
+    host, separator, port = listen.rpartition(":")
+    if not separator or not port.isdigit():
+        raise InvalidInput(f"--listen {listen!r}: expected host:port or unix:path")
+    return f"{host}:{free_port(host)}" if port == "0" else listen
+
+
+def _tls_folder(flags: UpFlags) -> Path | None:
+    if flags.tls is not None or not flags.secure:
+        return None if flags.tls is None else flags.tls.absolute()
+    # Imported here: cryptography costs a tenth of a second that a plain start need not pay.
+    from expertmesh_common.certificates import mint_development_ca  # noqa: PLC0415
+
+    folder = home_folder() / "tls"
+    hosts = ("localhost", "127.0.0.1", "::1", reachable_host(), socket.gethostname())
+    mint_development_ca(folder, tuple(dict.fromkeys(hosts)))
+    return folder

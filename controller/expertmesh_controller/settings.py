@@ -1,0 +1,98 @@
+"""Settings of the controller, read once when it starts: flags before environment before file."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from expertmesh.local_access import home_folder
+from expertmesh_common.bundle.manifest import Precision
+from expertmesh_common.errors import InvalidInput
+
+ENVIRONMENT_PREFIX = "EXPERTMESH_"
+TABLE = "controller"
+
+Transport = Literal["auto", "grpc", "unix", "tcp"]
+
+
+class ControllerSettings(BaseModel):
+    """Everything a controller process is told from outside."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Path
+    """Folder of the bundle to serve."""
+    listen: str = "127.0.0.1:7070"
+    """`host:port` or `unix:path`; loopback by default, because a wider one needs a token."""
+    token: Annotated[str | None, Field(min_length=1)] = None
+    """What every caller must present; None lets everybody in who can connect."""
+    tls: Path | None = None
+    """Folder with ca.pem, cert.pem and key.pem; None is plain text."""
+    store: str = "embedded"
+    """`embedded` (a private valkey-server), `memory`, or a redis:// URL."""
+    data: Path | None = None
+    """Folder of the embedded store; None takes one per listening address in the user's expertmesh folder."""
+    precision: Precision = "fp32"
+    """Of trunk and experts; fp32 equals the dense reference."""
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+    """Of the trunk. More than the free cores makes every token slower."""
+    slots: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Answers in progress at once; each holds keys and values for a whole context."""
+    context_tokens: Annotated[int, Field(ge=16)] = 2048
+    """Prompt and answer together; the model's own limit if that is lower."""
+    prefill_chunk_tokens: Annotated[int, Field(ge=1)] = 256
+    """Prompt tokens per step; smaller steps disturb running answers less."""
+    transport: Transport = "auto"
+    """Of the expert channel; auto takes unix sockets on one host and TCP between hosts, gRPC where neither works."""
+    expected_workers: Annotated[int, Field(ge=0)] = 0
+    """The first placement waits for this many workers, so that it need not be changed at once; 0 is unknown."""
+    drain_s: Annotated[float, Field(ge=0)] = 5.0
+    """How long running answers may go on after a signal to end."""
+
+
+def read_settings(flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None) -> ControllerSettings:
+    """Merge the three sources; a flag that is None was not given.
+
+    Raises:
+        InvalidInput: the file cannot be read, or a value is missing, unknown or out of range.
+
+    """
+    merged = {**_from_file(file), **_from_environment(environment)}
+    merged.update({name: value for name, value in flags.items() if value is not None})
+    try:
+        return ControllerSettings.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise InvalidInput(f"setting {name!r}: {first['msg']} (got {first['input']!r})") from error
+
+
+def data_folder(settings: ControllerSettings) -> Path:
+    """Where the embedded store keeps its data: two controllers of one user must not share it."""
+    if settings.data is not None:
+        return settings.data
+    return home_folder() / "data" / re.sub(r"[^A-Za-z0-9.-]+", "_", settings.listen)
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    named = {name: f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in ControllerSettings.model_fields}
+    return {name: environment[variable] for name, variable in named.items() if variable in environment}
+
+
+def _from_file(file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8")).get(TABLE, {})
+    except OSError as error:
+        raise InvalidInput(f"cannot read settings file {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise InvalidInput(f"settings file {file} is not TOML: {error}") from error
+    if not isinstance(table, dict):
+        raise InvalidInput(f"settings file {file}: [{TABLE}] must be a table")
+    return table

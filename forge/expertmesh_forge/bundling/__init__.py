@@ -1,0 +1,1 @@
+"""From a carved model to a bundle on disk."""

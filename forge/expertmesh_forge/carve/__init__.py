@@ -1,0 +1,1 @@
+"""Carving a dense feed-forward block into shared and routed experts."""

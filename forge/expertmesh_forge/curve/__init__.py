@@ -1,0 +1,1 @@
+"""Quality against the share of neurons evaluated, beside baselines that spend as much."""

@@ -1,0 +1,130 @@
+"""Opening a GGUF file: typed access to its metadata and its dequantised tensors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+from expertmesh_forge.dense_model import Floats
+from expertmesh_forge.errors import BadWeights, SourceError
+
+__all__ = ["GgufFile"]
+
+_MAGIC = b"GGUF"
+
+
+class GgufFile:
+    """A GGUF file opened for reading; raises `SourceError` when it is not whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._reader = _open(path)
+        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+
+    @property
+    def tensor_names(self) -> Iterable[str]:
+        return self._tensors.keys()
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of the whole file, in lowercase hex."""
+        with self.path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    @property
+    def weight_formats(self) -> tuple[str, ...]:
+        """Names of the tensor formats in the file, sorted (for example F32, Q4_1)."""
+        return tuple(sorted({tensor.tensor_type.name for tensor in self._tensors.values()}))
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """The metadata value under `key` as text; `SourceError` if it is absent and has no default."""
+        return str(self._value(key, default))
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """The metadata value under `key` as a whole number; `SourceError` as for `text`."""
+        return int(float(str(self._value(key, default))))
+
+    def real(self, key: str, default: float | None = None) -> float:
+        """The metadata value under `key` as a float; `SourceError` as for `text`."""
+        return float(str(self._value(key, default)))
+
+    def strings(self, key: str) -> list[str]:
+        """The list of texts under `key`; `SourceError` if it is absent."""
+        return [str(item) for item in self._list(key)]
+
+    def integers(self, key: str) -> list[int]:
+        """The list of whole numbers under `key`; `SourceError` if it is absent."""
+        return [int(str(item)) for item in self._list(key)]
+
+    def has(self, key: str) -> bool:
+        return key in self._reader.fields
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Floats:
+        """The tensor dequantised to float32 [out, in]; `BadWeights` unless it fits and is finite."""
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            raise BadWeights(
+                f"{self.path.name} lacks the tensor {name!r} of shape {shape}; "
+                "the file is incomplete or not a plain dense Llama-family model"
+            )
+        found = tuple(int(size) for size in reversed(tensor.shape))
+        if found != shape:
+            raise BadWeights(
+                f"tensor {name!r} in {self.path.name} has shape {found}, but the metadata "
+                f"asks for {shape}; get the file from its publisher again"
+            )
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        weights = np.ascontiguousarray(values, dtype=np.float32).reshape(shape)
+        if not np.isfinite(weights).all():
+            raise BadWeights(
+                f"tensor {name!r} in {self.path.name} holds NaN or infinity; "
+                "the model is damaged, get it from its publisher again"
+            )
+        return weights
+
+    def _value(self, key: str, default: object) -> object:
+        field = self._reader.fields.get(key)
+        value = default if field is None else field.contents()
+        if value is None:
+            raise SourceError(
+                f"{self.path.name} has no metadata key {key!r}; convert the model again with a current GGUF exporter"
+            )
+        return value
+
+    def _list(self, key: str) -> list[object]:
+        value = self._value(key, None)
+        if not isinstance(value, list):
+            raise SourceError(f"metadata key {key!r} in {self.path.name} is not a list; the file is damaged")
+        return value
+
+
+def _open(path: Path) -> gguf.GGUFReader:
+    if not path.is_file():
+        raise SourceError(f"no such model file: {path}; give the path of a .gguf file")
+    with path.open("rb") as stream:
+        magic = stream.read(len(_MAGIC))
+    if magic != _MAGIC:
+        raise SourceError(
+            f"{path.name} is not a GGUF file (it starts with {magic!r}); give a .gguf file or a package that holds one"
+        )
+    try:
+        reader = gguf.GGUFReader(path)
+    # The reader maps the file and slices it, so a short file surfaces as any of these.
+    except (ValueError, IndexError, KeyError, OSError, UnicodeDecodeError) as error:
+        raise SourceError(
+            f"{path.name} cannot be read as GGUF: it is truncated or damaged ({error}); download it again"
+        ) from error
+    _require_all_bytes(path, reader)
+    return reader
+
+
+def _require_all_bytes(path: Path, reader: gguf.GGUFReader) -> None:
+    size = path.stat().st_size
+    needed = max((int(t.data_offset) + int(t.n_bytes) for t in reader.tensors), default=0)
+    if size < needed:
+        raise SourceError(f"{path.name} is truncated: {size} bytes, but its tensors end at {needed}; download it again")

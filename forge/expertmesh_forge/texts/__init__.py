@@ -1,0 +1,1 @@
+"""Real text for calibration and for held-out measurement, split by document."""

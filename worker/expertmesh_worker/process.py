@@ -1,0 +1,143 @@
+"""A worker process: runtime, doors and membership, started and ended in order."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import logging
+import os
+import secrets
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+
+from expertmesh.version import __version__
+from expertmesh_api.v1 import membership_pb2
+from expertmesh_common.channel.host import host_id
+from expertmesh_common.clock import SystemClock
+from expertmesh_common.security import Security, TlsFiles
+from expertmesh_worker.agent.joining import Membership
+from expertmesh_worker.agent.orders import Orders, Terms
+from expertmesh_worker.agent.session import Reports
+from expertmesh_worker.artifacts.cache import ArtifactCache
+from expertmesh_worker.artifacts.partial import remove_stale_partials
+from expertmesh_worker.artifacts.sources import Sources
+from expertmesh_worker.channel.experts_service import Identity
+from expertmesh_worker.hardware import cores, measure_speed, memory
+from expertmesh_worker.providers import Provider, provider
+from expertmesh_worker.reporting import Reporter
+from expertmesh_worker.runtime.executing import Runtime
+from expertmesh_worker.runtime.lanes import Lanes
+from expertmesh_worker.runtime.residents import Residents
+from expertmesh_worker.serving_experts import Behind, Doors, open_doors
+from expertmesh_worker.settings import BUDGET_SHARE, WorkerSettings, advertised_host, listen_address
+
+log = logging.getLogger(__name__)
+
+LOADERS = 2
+LOADER_NICENESS = 5
+# For how long the interpreter lets a thread compute before another gets its turn: what a frame may wait behind a busy
+# event loop, 5 ms by default.
+SWITCH_INTERVAL_S = 0.0005
+
+
+class Worker:
+    """The parts of one worker, put together; nothing runs before `serve`."""
+
+    def __init__(self, settings: WorkerSettings, backend: Provider, capabilities: membership_pb2.Capabilities) -> None:
+        self._settings = settings
+        self._security = Security(None if settings.tls is None else TlsFiles.in_folder(settings.tls), settings.token)
+        self._identity = Identity(settings.worker_id, secrets.token_hex(8), host_id())
+        lanes = Lanes(settings.threads)
+        self._residents = Residents(capabilities.budget_bytes, backend, lanes)
+        self._runtime = Runtime(self._residents, lanes)
+        self._sources = Sources(self._security)
+        self._cache = ArtifactCache(settings.cache, self._sources)
+        self._reporter = Reporter(
+            settings.worker_id, self._identity.generation, __version__, self._identity.host_id, capabilities,
+            self._residents, self._runtime,
+        )  # fmt: skip
+
+    async def serve(self, stop: asyncio.Event) -> None:
+        """Listen, join, serve until `stop`, then leave and drain.
+
+        Raises:
+            MeshError: nothing can listen there, or the controller refused this worker for good.
+
+        """
+        remove_stale_partials(self._cache.store.folder)
+        listen = listen_address(self._settings)
+        behind = Behind(self._runtime, self._reporter.stat, self._cache.store)
+        advertised = advertised_host(self._settings, listen)
+        doors = await open_doors(behind, self._identity, self._security, listen, advertised)
+        log.info("worker %s listens on %s", self._settings.worker_id, doors.endpoint.address)
+        try:
+            with ThreadPoolExecutor(LOADERS, "loader", _yield_to_frames) as loaders:
+                await self._membership(doors, loaders).keep(stop)
+        finally:
+            await doors.close(self._settings.drain_s)
+            await self._sources.close()
+        work = self._runtime.work
+        log.info("worker %s stopped frames=%d rows=%d", self._settings.worker_id, work.frames, work.rows)
+
+    def _membership(self, doors: Doors, loaders: Executor) -> Membership:
+        terms = Terms()
+        orders = Orders(self._residents, self._cache, terms, loaders, origin=self._settings.join)
+        reports = Reports(lambda: self._reporter.hello((doors.endpoint,)), self._reporter.heartbeat)
+        address, clock = self._settings.join, SystemClock()
+        return Membership(address, self._security, reports, orders=orders, terms=terms, clock=clock)
+
+
+def run(settings: WorkerSettings) -> None:
+    """Be a worker until SIGTERM or SIGINT.
+
+    Raises:
+        MeshError: a setting is wrong, the provider does not work here, or the controller refused this worker.
+
+    """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    backend = provider(settings.provider)
+    capabilities = measured(settings, backend)
+    log.info("%s", " ".join(str(capabilities).split()))
+    worker = Worker(settings, backend, capabilities)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_until_signalled(worker))
+
+
+def measured(settings: WorkerSettings, backend: Provider) -> membership_pb2.Capabilities:
+    """What this machine has and does, with what the operator declared instead."""
+    here, speed = memory(), measure_speed(backend)
+    budget = settings.budget_bytes
+    return membership_pb2.Capabilities(
+        cores=cores(),
+        memory_bytes=here.total_bytes,
+        budget_bytes=int(here.free_bytes * BUDGET_SHARE) if budget is None else budget,
+        gemv_gb_per_s=speed.gemv_gb_per_s,
+        gemm_gflops=speed.gemm_gflops,
+        speed_rows_per_s=speed.rows_per_s if settings.declared_speed is None else settings.declared_speed,
+        providers=[backend.name],
+    )
+
+
+async def _until_signalled(worker: Worker) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await worker.serve(stop)
+
+
+def _yield_to_frames() -> None:
+    """Lower the priority of a loading thread: on a busy core, frames go first. Threads have one each on Linux only."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOADER_NICENESS)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Uvloop where it is installed: a frame over gRPC takes a third less time on it."""
+    if importlib.util.find_spec("uvloop") is None:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
+    return factory
