@@ -163,7 +163,8 @@ def test_draining_finishes_the_frame_in_flight_and_refuses_new_links(serve, conn
     link, idle = connect(worker), connect(worker)
     assert trade(idle, ask(random_rows(1), [(0, 0, 1)])).status is Status.OK
     host.pause.set()
-    link.post(ask(random_rows(1), [(0, 0, 1)]), time.monotonic() + 10)
+    many = random_rows(2000)  # large enough for a thread on every transport, so that only this request is held up
+    link.post(ask(many, [(0, 0, 1)]), time.monotonic() + 10)
     assert host.entered.wait(5)
     stopping = threading.Thread(target=worker.stop, args=(20,))
     stopping.start()

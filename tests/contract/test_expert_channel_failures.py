@@ -105,6 +105,15 @@ def check(plane, layer, rows, within_s=15.0):
     np.testing.assert_allclose(plane.run(layer, rows, soon(within_s)), dense(layer, rows), atol=1e-5)
 
 
+def follow(plane, routes):
+    """Give the plane a table and wait until every worker's link is up."""
+    plane.update(routes)
+    pool, end = plane._pool, soon()  # noqa: SLF001
+    while not all(pool.link(worker) for worker in routes.workers):
+        count = pool.bell.count
+        assert all(pool.link(worker) for worker in routes.workers) or pool.bell.wait_beyond(count, end - time.monotonic())
+
+
 def ask(rows, seq=1):
     one = np.zeros(1, np.uint32)
     return Request(seq, (1, 1), model_key("m"), 0, 0, {"rows": rows}, one, one.astype(np.uint16), np.ones(1, np.float32))
@@ -185,27 +194,29 @@ def test_a_thawed_worker_is_used_again_once_its_link_is_up(start, make_plane):
 def test_only_the_stale_pairs_are_asked_again_elsewhere(start_here, make_plane):
     (first, host), (second, other) = start_here("w0"), start_here("w1")
     plane = make_plane()
-    rows = some_rows(8)
-    plane.update(table(1, (first.route, EVERYTHING), (second.route, EVERYTHING)))
-    plane.run(0, rows, soon())
-    wanted = {e for layer, pairs, _ in host.requests for _, e in pairs}
-    assert wanted
-    assert wanted != set(range(EXPERTS))
-    host.resident -= {(0, min(wanted))}
+    follow(plane, table(1, (first.route, EVERYTHING), (second.route, EVERYTHING)))
+    check(plane, 0, some_rows(8))
+    [(_, here, _)], [(_, there, _)] = host.requests, other.requests
+    assert here
+    assert there
+    gone = here[0][1]
+    host.resident -= {(0, gone)}
     host.requests.clear()
     other.requests.clear()
-    check(plane, 0, rows)
-    served_again = other.requests[-1][1]
-    first_asked = host.requests[0][1]
-    assert set(first_asked) == set(served_again) | set(host.requests[-1][1]) - set(other.requests[0][1])
-    assert (0, min(wanted)) not in {(0, e) for _, e in host.requests[-1][1]} or len(host.requests) == 1
+    check(plane, 0, some_rows(8))
+    assert plane.counters.retried_pairs == len(here)  # not those of the other worker
+    assert host.requests[0][1] == here
+    assert other.requests[0][1] == there
+    second_round = [pair for _, pairs, _ in (*host.requests[1:], *other.requests[1:]) for pair in pairs]
+    assert sorted(e for _, e in second_round) == sorted(e for _, e in here)
+    assert all(e != gone for _, pairs, _ in host.requests[1:] for _, e in pairs)
     assert plane.take_suspects() == ()
 
 
 def test_failed_experts_are_run_by_a_replica(start_here, make_plane):
     (first, host), (second, _) = start_here("w0"), start_here("w1")
     plane = make_plane()
-    plane.update(table(1, (first.route, EVERYTHING), (second.route, EVERYTHING)))
+    follow(plane, table(1, (first.route, EVERYTHING), (second.route, EVERYTHING)))
     host.failing = True
     check(plane, 0, some_rows())
     assert host.requests
@@ -293,14 +304,9 @@ def test_local_experts_run_while_remote_workers_are_busy(start_here, make_plane)
     here = replace(worker.route, worker_id="here")
     remote.pause.set()
     held = EVERYTHING[0::2], EVERYTHING[1::2]
-    begin = threading.Event()
-    plane._pool.follow([worker.route])  # noqa: SLF001 - so that the link is up before rows are sent
-    bell = plane._pool.bell  # noqa: SLF001
-    assert plane._pool.link(worker.route) or bell.wait_beyond(0, 10)  # noqa: SLF001
-    plane.update(table(1, (here, held[0]), (worker.route, held[1])))
+    follow(plane, table(1, (here, held[0]), (worker.route, held[1])))
     check(plane, 0, some_rows(9))
     assert order == ["local"]
-    assert not begin.is_set()
 
 
 def test_one_process_needs_no_worker_at_all(make_plane, start_here):

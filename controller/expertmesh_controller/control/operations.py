@@ -71,7 +71,8 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):
         remaining_s = context.time_remaining()
         wait_s = WAIT_DEFAULT_S if remaining_s is None else max(remaining_s - ANSWER_S, 0.0)
         try:
-            await asyncio.wait_for(self._ready(request.model), wait_s)
+            async with asyncio.timeout(wait_s):
+                await self._ready(request.model)
         except TimeoutError:
             view = self._loop.view()
             if not view.missing_bytes(request.model):

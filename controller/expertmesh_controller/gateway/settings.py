@@ -20,5 +20,5 @@ class GatewaySettings(BaseModel):
     threads: int = Field(1, ge=1, description="of the trunk")
     queue_limit: int = Field(64, ge=0, description="requests that may wait when every slot is taken")
     default_deadline_s: float = Field(120.0, gt=0, description="for calls that bring no deadline")
-    patience_s: float = Field(10.0, gt=0, description="longest wait for one layer's experts before looking around")
+    patience_s: float = Field(5.0, gt=0, description="longest wait for one layer's experts before looking around")
     report_interval_s: float = Field(1.0, gt=0, description="between load reports to the control loop")

@@ -39,16 +39,16 @@ def loading(console: Console, manifest: Manifest) -> Iterator[Callable[[tuple[No
 def summarise(console: Console, manifest: Manifest, request: UpRequest, nodes: Sequence[Node]) -> None:
     """What runs where, and how to use it."""
     table = Table(box=None, pad_edge=False)
-    for column in ("worker", "experts", "resident MB", "budget MB", "rows/s", "reached by"):
+    for column in ("worker", "experts", "resident MB", "budget MB", "rows/s"):
         table.add_column(column, overflow="fold")
     for node in nodes:
         table.add_row(
             node.worker_id, str(node.experts), f"{node.resident_bytes / MB:.1f}", f"{node.budget_bytes / MB:.1f}",
-            f"{node.speed_rows_per_s:.0f}", " ".join(endpoint.partition(":")[0] for endpoint in node.endpoints),
+            f"{node.speed_rows_per_s:.0f}",
         )  # fmt: skip
     console.print(table)
     console.print(f"{manifest.name} ({request.precision}) is served on {request.dial_address}")
-    console.print(f'  ask it:         expertmesh generate{_server(request)} "What is the capital of France?"')
+    console.print(f'  ask it:         expertmesh generate{_server(request)} "What is the capital of France?"', soft_wrap=True)
     if not is_local_only(request.listen):
         # soft_wrap: the line is made to be copied, a line break inside would spoil it.
         console.print(f"  add a machine:  {join_line(request)}", soft_wrap=True)

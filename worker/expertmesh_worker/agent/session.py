@@ -25,7 +25,7 @@ LEAVE_S = 5.0  # how long the control loop may take to route around a worker tha
 Call = Any  # grpc.aio's stream type takes type arguments in its stubs only
 
 # What reading from or writing to a stream raises when it has ended: the first time its status, later that it is over.
-STREAM_ERRORS = (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError)
+STREAM_ERRORS = (grpc.aio.AioRpcError,)
 
 # A worker that is refused for one of these reasons is refused again, however often it asks.
 _FINAL: dict[grpc.StatusCode, type[MeshError]] = {

@@ -52,7 +52,8 @@ class MembershipService(membership_pb2_grpc.MembershipServicer):
     async def _hello(self, incoming: Incoming) -> Hello:
         lease_s = self._registry.cluster.limits.lease_s
         try:
-            first = await asyncio.wait_for(anext(incoming), lease_s)
+            async with asyncio.timeout(lease_s):
+                first = await anext(incoming)
         except TimeoutError:
             raise DeadlinePassed(f"no hello within {lease_s:g} s of opening the stream") from None
         except StopAsyncIteration:
