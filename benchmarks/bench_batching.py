@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import time
 from pathlib import Path
 
@@ -76,7 +77,7 @@ async def long_prompt(engine: Engine, short: list[int], long: list[int], chunk_t
     await asyncio.sleep(0.3)
     await arrivals(engine, long, 1)
     times = await running
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(times)]
     return {"prompt_tokens": len(long), "longest_gap_s": round(max(gaps), 3), "one_chunk_alone_s": round(chunk_s, 3)}
 
 

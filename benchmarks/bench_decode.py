@@ -64,9 +64,7 @@ def all_local(bundle: Bundle, precision: str) -> ExpertPlane:
 def make_engine(
     bundle: Bundle, precision: str, plane: ExpertPlane, threads: int, *, slots: int = 4, context_tokens: int = 1024
 ) -> Engine:
-    trunk = LocalTrunk(
-        bundle, precision, slots=slots, context_tokens=context_tokens, chunk_tokens=256, threads=threads
-    )
+    trunk = LocalTrunk(bundle, precision, slots=slots, context_tokens=context_tokens, chunk_tokens=256, threads=threads)
     clock = SystemClock()
     return Engine(trunk, Forward(trunk, plane, bundle.manifest.layers, clock, 10.0), clock, slots)
 
@@ -105,7 +103,9 @@ async def compare(bundle: Bundle, precision: str, options: argparse.Namespace) -
     for turn in range(options.rounds):
         for arm in ("fused loop", "engine") if turn % 2 else ("engine", "fused loop"):
             rate, tokens[arm] = (
-                loop_turn(loop, ids, options.tokens) if arm == "fused loop" else await engine_turn(engine, ids, options.tokens)
+                loop_turn(loop, ids, options.tokens)
+                if arm == "fused loop"
+                else await engine_turn(engine, ids, options.tokens)
             )
             rates[arm].append(rate)
     await engine.stop()
@@ -120,7 +120,10 @@ async def compare(bundle: Bundle, precision: str, options: argparse.Namespace) -
 
 def summary(values: list[float]) -> dict[str, float]:
     ordered = sorted(values)
-    return {name: round(v, 3) for name, v in (("median", statistics.median(ordered)), ("least", ordered[0]), ("greatest", ordered[-1]))}
+    return {
+        name: round(v, 3)
+        for name, v in (("median", statistics.median(ordered)), ("least", ordered[0]), ("greatest", ordered[-1]))
+    }
 
 
 def machine() -> dict[str, object]:

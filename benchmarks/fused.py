@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+from onnx import TensorProto
+
 from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.bundle.tensors import encode_tensors, read_tensors, read_views
 from expertmesh_common.graphs.building import GraphBuilder
-from onnx import TensorProto
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,10 @@ def _gate(layer: int, gate: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _block(trunk: dict, experts: list[dict], precision: str) -> dict[str, np.ndarray]:
     """Shared and routed experts as one gate_up and one down matrix."""
-    parts = [{"gate_up": "shared_gate_up", "down": "shared_down"}, *({"gate_up": "gate_up", "down": "down"},) * len(experts)]
+    parts = [
+        {"gate_up": "shared_gate_up", "down": "shared_down"},
+        *({"gate_up": "gate_up", "down": "down"},) * len(experts),
+    ]
     sources = [trunk, *experts]
     if precision == "fp32":
         halves = [np.split(s[p["gate_up"]], 2, axis=1) for s, p in zip(sources, parts, strict=True)]
@@ -91,7 +95,9 @@ def _block(trunk: dict, experts: list[dict], precision: str) -> dict[str, np.nda
     for suffix in ("_q", "_s"):
         halves = [np.split(s[p["gate_up"] + suffix], 2, axis=0) for s, p in zip(sources, parts, strict=True)]
         block["gate_up" + suffix] = np.concatenate([h[0] for h in halves] + [h[1] for h in halves], axis=0)
-        block["down" + suffix] = np.concatenate([s[p["down"] + suffix] for s, p in zip(sources, parts, strict=True)], axis=1)
+        block["down" + suffix] = np.concatenate(
+            [s[p["down"] + suffix] for s, p in zip(sources, parts, strict=True)], axis=1
+        )
     return {k: np.ascontiguousarray(v) for k, v in block.items()}
 
 
@@ -117,7 +123,9 @@ def _skip_norm(graph, trunk, left: str, right: str, norm: str) -> tuple[str, str
     if not right:
         return left, graph.node("SimplifiedLayerNormalization", (left, scale), axis=-1, epsilon=trunk.norm_epsilon)
     total, normed = f"{norm}_sum", f"{norm}_out"
-    graph.contrib("SkipSimplifiedLayerNormalization", (left, right, scale), (normed, "", "", total), epsilon=trunk.norm_epsilon)
+    graph.contrib(
+        "SkipSimplifiedLayerNormalization", (left, right, scale), (normed, "", "", total), epsilon=trunk.norm_epsilon
+    )
     return total, normed
 
 
@@ -162,7 +170,9 @@ class Loop:
     def __init__(self, fused: Fused) -> None:
         self.fused = fused
         shape = (1, *fused.cache_shape)
-        self.caches = {f"l{i}_{kv}": np.zeros(shape, np.float32) for i in range(fused.layers) for kv in ("key", "value")}
+        self.caches = {
+            f"l{i}_{kv}": np.zeros(shape, np.float32) for i in range(fused.layers) for kv in ("key", "value")
+        }
         self.tokens = 0
         self.token, self.seqlens, self.total = np.zeros((1, 1), np.int64), np.zeros(1, np.int32), np.zeros((), np.int32)
         self.decode = self._binding(self.token)
