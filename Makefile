@@ -51,7 +51,7 @@ check: $(DEV) $(PROTO_VENV)/.installed
 	@echo "mypy: types"       && $(BIN)/mypy
 	@echo "layers"            && $(BIN)/lint-imports
 	@echo "stubs are fresh"   && $(PROTO_VENV)/bin/python protos/generate.py --check
-	@echo "the wheel builds"  && rm -rf build/dist && $(BIN)/python -m build --wheel --outdir build/dist . >build/wheel.log 2>&1 \
+	@echo "the wheel builds"  && rm -rf build/dist && $(BIN)/python -m build --wheel --no-isolation --outdir build/dist . >build/wheel.log 2>&1 \
 		|| { tail -20 build/wheel.log; exit 1; }
 	@ls build/dist
 

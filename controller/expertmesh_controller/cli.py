@@ -99,4 +99,4 @@ def up(
     # Sockets and other temporary files of all processes live and die in one folder.
     with tempfile.TemporaryDirectory(prefix="expertmesh-", ignore_cleanup_errors=True) as folder:
         request = up_request(flags, Path(folder))
-        asyncio.run(run_up(request, os.environ, Console(stderr=True, highlight=False), ready_file))
+        asyncio.run(run_up(request, os.environ, Console(stderr=True, highlight=False, soft_wrap=True), ready_file))

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
-import importlib.util
 import logging
-import signal
-import sys
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 from expertmesh.version import __version__
 from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.clock import SystemClock
 from expertmesh_common.errors import InvalidInput
+from expertmesh_common.running import run_service
 from expertmesh_common.security import Security, TlsFiles
 from expertmesh_common.serving import Serving
 from expertmesh_controller.control.catalogue import ServedModel
@@ -34,9 +31,6 @@ from expertmesh_controller.settings import ControllerSettings, data_folder
 
 log = logging.getLogger(__name__)
 
-# For how long the interpreter lets another thread compute before the engine gets its turn back; 5 ms by default.
-SWITCH_INTERVAL_S = 0.0005
-
 
 def run(settings: ControllerSettings) -> None:
     """Be a controller until SIGTERM or SIGINT.
@@ -45,16 +39,7 @@ def run(settings: ControllerSettings) -> None:
         MeshError: a setting, the bundle or the store does not allow it.
 
     """
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_until_signalled(settings))
-
-
-async def _until_signalled(settings: ControllerSettings) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await serve(settings, stop)
+    run_service(lambda stop: serve(settings, stop))
 
 
 async def serve(settings: ControllerSettings, stop: asyncio.Event) -> None:
@@ -154,11 +139,3 @@ async def _end(
     await loop.stop()
     await draining
     await gateway.stop()
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Uvloop where it is installed: gRPC messages take a third less time on it."""
-    if importlib.util.find_spec("uvloop") is None:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
-    return factory

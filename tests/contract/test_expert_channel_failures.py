@@ -6,8 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from rigs.expert_hosts import TinyHost, expert_weights, swiglu
-from rigs.expert_worker import ChildWorker, ExpertWorker
 
 from expertmesh_common.bundle.manifest import Blob, Expert, Layer
 from expertmesh_common.bundle.manifest import Gate as GateConfig
@@ -21,6 +19,8 @@ from expertmesh_controller.gateway.dispatch.links.pool import LinkPool
 from expertmesh_controller.gateway.dispatch.links.watchdog import Watchdog
 from expertmesh_controller.gateway.dispatch.plane import ExpertPlane
 from expertmesh_controller.gateway.gating.gate import Gate
+from rigs.expert_hosts import TinyHost, expert_weights, swiglu
+from rigs.expert_worker import ChildWorker, ExpertWorker
 
 LAYERS, EXPERTS, HIDDEN, WIDTH = 2, 4, 12, 8
 SIZES = (LAYERS, EXPERTS, HIDDEN, WIDTH)
@@ -68,7 +68,8 @@ def make_plane():
     def make(transport="unix", local=None, hop_s=2.0):
         experts = tuple(Expert(index=e, width=WIDTH + e, frequency=0.5, blobs={}) for e in range(EXPERTS))
         layers = [
-            Layer(index=i, kind="moe", gate=CONFIG, shared_width=1, total_width=99, experts=experts) for i in range(LAYERS)
+            Layer(index=i, kind="moe", gate=CONFIG, shared_width=1, total_width=99, experts=experts)
+            for i in range(LAYERS)
         ]
         gates = [Gate(CONFIG, {"router": ROUTER, "bias": np.zeros(EXPERTS, np.float32)}) for _ in range(LAYERS)]
         pool = LinkPool(Caller("g", transport=transport), local)
@@ -108,15 +109,19 @@ def check(plane, layer, rows, within_s=15.0):
 def follow(plane, routes):
     """Give the plane a table and wait until every worker's link is up."""
     plane.update(routes)
-    pool, end = plane._pool, soon()  # noqa: SLF001
+    pool, end = plane._pool, soon()
     while not all(pool.link(worker) for worker in routes.workers):
         count = pool.bell.count
-        assert all(pool.link(worker) for worker in routes.workers) or pool.bell.wait_beyond(count, end - time.monotonic())
+        assert all(pool.link(worker) for worker in routes.workers) or pool.bell.wait_beyond(
+            count, end - time.monotonic()
+        )
 
 
 def ask(rows, seq=1):
     one = np.zeros(1, np.uint32)
-    return Request(seq, (1, 1), model_key("m"), 0, 0, {"rows": rows}, one, one.astype(np.uint16), np.ones(1, np.float32))
+    return Request(
+        seq, (1, 1), model_key("m"), 0, 0, {"rows": rows}, one, one.astype(np.uint16), np.ones(1, np.float32)
+    )
 
 
 @pytest.fixture
@@ -153,7 +158,7 @@ def test_a_worker_killed_with_a_request_under_way_is_an_error_at_once(start, ope
 def test_a_stopped_process_costs_one_hop_timeout_and_its_rows_go_to_a_replica(start, make_plane, transport):
     first, second = start("w0"), start("w1")
     plane = make_plane(transport, hop_s=0.5)
-    plane.update(table(1, (first.route, EVERYTHING), (second.route, EVERYTHING)))
+    follow(plane, table(1, (first.route, EVERYTHING), (second.route, EVERYTHING)))
     for layer in range(LAYERS):
         check(plane, layer, some_rows())
     first.freeze()
@@ -171,7 +176,7 @@ def test_a_stopped_process_costs_one_hop_timeout_and_its_rows_go_to_a_replica(st
 def test_a_killed_worker_changes_no_result_while_a_replica_lives(start, make_plane, transport):
     first, second = start("w0"), start("w1")
     plane = make_plane(transport)
-    plane.update(table(1, (first.route, EVERYTHING), (second.route, EVERYTHING)))
+    follow(plane, table(1, (first.route, EVERYTHING), (second.route, EVERYTHING)))
     check(plane, 0, some_rows())
     first.kill()
     for turn in range(6):
@@ -238,7 +243,9 @@ def test_rows_wait_for_a_newer_table_while_an_expert_has_no_replica(start_here, 
     (first, _), (second, _) = start_here("w0", EVERYTHING[:3]), start_here("w1")
     plane = make_plane()
     plane.update(table(1, (first.route, EVERYTHING[:3])))
-    change = threading.Timer(0.4, plane.update, [table(2, (first.route, EVERYTHING[:3]), (second.route, EVERYTHING[3:]))])
+    change = threading.Timer(
+        0.4, plane.update, [table(2, (first.route, EVERYTHING[:3]), (second.route, EVERYTHING[3:]))]
+    )
     change.start()
     begin = time.monotonic()
     check(plane, 1, some_rows())

@@ -44,9 +44,10 @@ class Counting(BlobService):
 class Cutting(Counting):
     """Sends so many bytes, then the stream is gone."""
 
-    def __init__(self, stores, after_bytes):
+    def __init__(self, stores, after_bytes, code=grpc.StatusCode.UNAVAILABLE):
         super().__init__(stores)
         self.after_bytes = after_bytes
+        self.code = code
 
     async def Fetch(self, request, context):  # noqa: N802 - the name in the protocol
         sent = 0
@@ -54,7 +55,7 @@ class Cutting(Counting):
             yield message
             sent += len(message.data)
             if sent >= self.after_bytes:
-                await context.abort(grpc.StatusCode.UNAVAILABLE, "cut")
+                await context.abort(self.code, "cut")
 
 
 class Wrong(Counting):
@@ -124,8 +125,9 @@ async def test_a_blob_is_fetched_once_and_then_comes_from_disk(serve, origin, ca
     assert files(cache) == [DIGEST]
 
 
-async def test_a_cut_stream_is_resumed_at_the_next_source(serve, origin, cache):
-    cutting, whole = Cutting(origin, len(DATA) // 2), Counting(origin)
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
+async def test_a_cut_stream_is_resumed_at_the_next_source(serve, origin, cache, code):
+    cutting, whole = Cutting(origin, len(DATA) // 2, code), Counting(origin)
     first, second = await serve(cutting), await serve(whole)
 
     path = await cache.fetch(wanted(first, second))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 
+import grpc
 import numpy as np
 import pytest
 
@@ -310,3 +311,14 @@ async def test_a_controller_of_an_older_term_is_not_followed(control, start_work
         worker = await control.next_worker()
 
     assert (await asyncio.wait_for(worker.heartbeats.get(), 5)).n == 1
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.CANCELLED, grpc.StatusCode.PERMISSION_DENIED, None])
+async def test_however_a_stream_ends_the_worker_joins_again(control, start_worker, code):
+    await start_worker()
+    before = await control.next_worker()
+
+    before.down.put_nowait(code)
+    after = await control.next_worker()
+
+    assert after.hello.generation == before.hello.generation

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+import grpc
+
 from expertmesh_api.v1 import blobs_pb2_grpc, common_pb2, membership_pb2, membership_pb2_grpc
 from expertmesh_common.bundle.blob_service import BlobService
 from expertmesh_common.bundle.blobs import BlobStore
@@ -18,7 +20,7 @@ class Stream:
     """One worker's stream as the control loop sees it."""
 
     hello: membership_pb2.Hello
-    down: asyncio.Queue[membership_pb2.ControlMessage | None] = field(default_factory=asyncio.Queue)
+    down: asyncio.Queue[membership_pb2.ControlMessage | grpc.StatusCode | None] = field(default_factory=asyncio.Queue)
     heartbeats: asyncio.Queue[membership_pb2.Heartbeat] = field(default_factory=asyncio.Queue)
     results: asyncio.Queue[membership_pb2.OrderResult] = field(default_factory=asyncio.Queue)
     left: asyncio.Event = field(default_factory=asyncio.Event)
@@ -92,6 +94,8 @@ class ScriptedControl(membership_pb2_grpc.MembershipServicer):
             )
             self.joined.put_nowait(stream)
             while (message := await stream.down.get()) is not None:
+                if isinstance(message, grpc.StatusCode):
+                    await context.abort(message, "so the test says")
                 yield message
         finally:
             reading.cancel()

@@ -46,7 +46,9 @@ class TinyHost:
     requests: list = field(default_factory=list)
 
     def execute(self, request):
-        pairs = [(int(r), int(e), float(w)) for r, e, w in zip(request.row, request.expert, request.weight, strict=True)]
+        pairs = [
+            (int(r), int(e), float(w)) for r, e, w in zip(request.row, request.expert, request.weight, strict=True)
+        ]
         self.requests.append((request.layer, [(r, e) for r, e, _ in pairs], request.epoch))
         if self.pause.is_set():
             self.entered.set()

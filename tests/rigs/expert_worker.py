@@ -5,6 +5,7 @@ As a program: `python -m rigs.expert_worker '{"kind": "identity", ...}'` prints 
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -27,14 +28,16 @@ from rigs.expert_hosts import IdentityHost, TinyHost, expert_weights
 class ExpertWorker:
     """Runs the servers of one host on a loop in a thread of its own."""
 
-    def __init__(self, host, worker_id="w0", generation="g1", security=None, port=0, same_host=True, clock=None):
+    def __init__(self, host, worker_id="w0", *, generation="g1", security=None, port=0, same_host=True, clock=None):
         self.security = security or Security()
         self.tickets = Tickets(clock or SystemClock())
         self.streams = StreamServer(host, self.tickets, self.security.ssl_server_context(), handshake_timeout_s=0.5)
         self.unix, self.tcp = self.streams.listen_unix(), self.streams.listen_tcp("127.0.0.1")
         identity = Identity(worker_id, generation, host_id() if same_host else "elsewhere")
         self.identity = replace(identity, streams=(self.unix, self.tcp))
-        self.experts = ExpertsService(host, self.tickets, self.identity, lambda: experts_pb2.StatResponse(worker_id=worker_id))
+        self.experts = ExpertsService(
+            host, self.tickets, self.identity, lambda: experts_pb2.StatResponse(worker_id=worker_id)
+        )
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
@@ -70,7 +73,11 @@ class ChildWorker:
         tests = Path(__file__).parents[1]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "rigs.expert_worker", json.dumps(settings)],
-            stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True, cwd=tests, env=_environment(tests),
+            stdout=subprocess.PIPE,
+            stdin=subprocess.PIPE,
+            text=True,
+            cwd=tests,
+            env=_environment(tests),
         )
         line = self.process.stdout.readline()
         assert line, "the worker process ended before it listened"
@@ -85,6 +92,7 @@ class ChildWorker:
 
     def freeze(self):
         self.process.send_signal(signal.SIGSTOP)
+        os.waitpid(self.process.pid, os.WUNTRACED)  # until every thread has stopped
 
     def thaw(self):
         self.process.send_signal(signal.SIGCONT)
@@ -98,8 +106,6 @@ class ChildWorker:
 
 
 def _environment(tests):
-    import os
-
     root = tests.parent
     folders = [tests, *(root / n for n in ("client", "common", "controller", "worker", "protos/generated"))]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
@@ -117,7 +123,7 @@ def main():
     tls = TlsFiles.in_folder(Path(settings["tls"])) if settings.get("tls") else None
     security = Security(tls, settings.get("token"))
     worker = ExpertWorker(
-        make_host(settings), settings["worker_id"], settings["generation"], security, settings.get("port", 0)
+        make_host(settings), settings["worker_id"], generation=settings["generation"], security=security
     )
     print(json.dumps({"port": worker.port}), flush=True)
     sys.stdin.read()  # until the parent closes it or ends

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.util
 import logging
 import os
 import secrets
-import signal
 import sys
 import threading
-from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 
 from expertmesh.version import __version__
 from expertmesh_api.v1 import membership_pb2
 from expertmesh_common.channel.host import host_id
 from expertmesh_common.clock import SystemClock
+from expertmesh_common.running import run_service
 from expertmesh_common.security import Security, TlsFiles
 from expertmesh_worker.agent.joining import Membership
 from expertmesh_worker.agent.orders import Orders, Terms
@@ -39,9 +36,6 @@ log = logging.getLogger(__name__)
 
 LOADERS = 2
 LOADER_NICENESS = 5
-# For how long the interpreter lets a thread compute before another gets its turn: what a frame may wait behind a busy
-# event loop, 5 ms by default.
-SWITCH_INTERVAL_S = 0.0005
 
 
 class Worker:
@@ -98,13 +92,11 @@ def run(settings: WorkerSettings) -> None:
         MeshError: a setting is wrong, the provider does not work here, or the controller refused this worker.
 
     """
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
     backend = provider(settings.provider)
     capabilities = measured(settings, backend)
     log.info("%s", " ".join(str(capabilities).split()))
     worker = Worker(settings, backend, capabilities)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_until_signalled(worker))
+    run_service(worker.serve)
 
 
 def measured(settings: WorkerSettings, backend: Provider) -> membership_pb2.Capabilities:
@@ -122,22 +114,7 @@ def measured(settings: WorkerSettings, backend: Provider) -> membership_pb2.Capa
     )
 
 
-async def _until_signalled(worker: Worker) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await worker.serve(stop)
-
-
 def _yield_to_frames() -> None:
     """Lower the priority of a loading thread: on a busy core, frames go first. Threads have one each on Linux only."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOADER_NICENESS)
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Uvloop where it is installed: a frame over gRPC takes a third less time on it."""
-    if importlib.util.find_spec("uvloop") is None:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
-    return factory

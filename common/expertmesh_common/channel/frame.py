@@ -8,13 +8,15 @@ decoding copies nothing: arrays are views of the received buffer.
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from expertmesh_common.channel.heads import REPLY, REQUEST, read_head
 from expertmesh_common.channel.layout import (
     HEADER,
     HEADER_BYTES,
@@ -25,16 +27,15 @@ from expertmesh_common.channel.layout import (
     Buffer,
     Chunk,
     pack_tensors,
-    unpack_tensors,
+    remember,
 )
 from expertmesh_common.errors import CorruptData
 
 MAX_FRAME_BYTES: Final = 48 * 2**20  # below the gRPC message limit, so one bound holds on every transport
 MAX_EXPERTS: Final = 4096  # of one layer
-REQUEST: Final = 1
-REPLY: Final = 2
 _WEIGHT_ON_INPUT: Final = 1
 _REDUCE_SUM: Final = 2
+_LENGTH: Final = struct.Struct("<4sB47xI")  # magic, version and body bytes of a header
 _FEW_PAIRS: Final = 16
 
 WeightOn = Literal["output", "input"]
@@ -165,7 +166,7 @@ def frame_bytes(head: Buffer, limit: int = MAX_FRAME_BYTES) -> int:
         CorruptData: this is no frame of our version, or it is longer than `limit` bytes.
 
     """
-    magic, version, *_, body, _reserved = HEADER.unpack_from(head)
+    magic, version, body = _LENGTH.unpack_from(head)
     if magic != MAGIC or version != VERSION:
         raise CorruptData(f"not an expert frame: magic {magic!r} version {version}, expected {MAGIC!r} {VERSION}")
     if HEADER_BYTES + body > limit:
@@ -181,22 +182,19 @@ def decode_request(data: Buffer) -> Request:
 
     """
     view = memoryview(data)
-    _, _, _, flags, status, count, layer, deadline_ms, seq, term, n, model, pairs, _, _ = _header(view, REQUEST)
-    if flags > (_WEIGHT_ON_INPUT | _REDUCE_SUM) or status:
-        raise CorruptData(f"expert request has unknown flags {flags:#x} or status {status}")
-    tensors, end = unpack_tensors(view, HEADER_BYTES, count)
-    if not tensors:
-        raise CorruptData("expert request carries no tensor")
-    if len(view) - end != pairs * PAIR_BYTES:
-        raise CorruptData(f"expert request has {len(view) - end} bytes for {pairs} pairs of {PAIR_BYTES}")
-    found = _read_pairs(view[end:], pairs)
+    head, deadline_ms, seq = read_head(view, REQUEST)
+    flags = head.flags
+    if flags > (_WEIGHT_ON_INPUT | _REDUCE_SUM) or head.status:
+        raise CorruptData(f"expert request has unknown flags {flags:#x} or status {head.status}")
+    tensors = head.arrays(view)
+    pairs = _read_pairs(view[head.pairs_at :], head.pairs)
     rows = min([len(tensor) if tensor.ndim else 0 for tensor in tensors.values()])
-    if found.top_row >= rows:
-        raise CorruptData(f"expert request has a pair for row {found.top_row} of {rows}")
-    if found.top_expert >= MAX_EXPERTS:
-        raise CorruptData(f"expert request has a pair for expert {found.top_expert}; a layer has at most {MAX_EXPERTS}")
+    if pairs.top_row >= rows:
+        raise CorruptData(f"expert request has a pair for row {pairs.top_row} of {rows}")
+    if pairs.top_expert >= MAX_EXPERTS:
+        raise CorruptData(f"expert request has a pair for expert {pairs.top_expert}; a layer has at most {MAX_EXPERTS}")
     return Request(
-        seq, (term, n), model, layer, deadline_ms, tensors, found.row, found.expert, found.weight,
+        seq, head.epoch, head.model, head.layer, deadline_ms, tensors, pairs.row, pairs.expert, pairs.weight,
         "input" if flags & _WEIGHT_ON_INPUT else "output", "sum" if flags & _REDUCE_SUM else "none",
     )  # fmt: skip
 
@@ -209,13 +207,11 @@ def decode_reply(data: Buffer) -> Reply:
 
     """
     view = memoryview(data)
-    _, _, _, flags, status, count, layer, deadline_ms, seq, term, n, model, pairs, _, _ = _header(view, REPLY)
-    if flags or layer or deadline_ms or term or n or model or pairs or status not in _STATUSES:
-        raise CorruptData(f"expert reply has status {status}, flags {flags:#x} or request fields set")
-    tensors, end = unpack_tensors(view, HEADER_BYTES, count)
-    if end != len(view):
-        raise CorruptData(f"expert reply has {len(view) - end} bytes after its tensors")
-    status = _STATUSES[status]
+    head, deadline_ms, seq = read_head(view, REPLY)
+    status = _STATUSES.get(head.status)
+    if status is None or deadline_ms or head.flags or head.layer or head.epoch != (0, 0) or head.model or head.pairs:
+        raise CorruptData(f"expert reply has status {head.status}, flags {head.flags:#x} or request fields set")
+    tensors = head.arrays(view)
     if _PAYLOAD[status] not in tensors:
         raise CorruptData(f"expert reply with status {status.name} lacks the tensor {_PAYLOAD[status]!r}")
     return Reply(seq, status, tensors)
@@ -234,21 +230,7 @@ class _Pairs(NamedTuple):
 
 
 # The pairs of a few rows recur from token to token; their arrays lie over the remembered bytes.
-_MAX_REMEMBERED: Final = 4096
 _few_pairs: dict[bytes, _Pairs] = {}
-
-
-def _header(view: memoryview, expected: int) -> tuple[Any, ...]:
-    """All fields of a checked header."""
-    if len(view) < HEADER_BYTES:
-        raise CorruptData(f"expert frame of {len(view)} bytes is shorter than its header of {HEADER_BYTES}")
-    fields = HEADER.unpack_from(view)
-    if fields[:3] != (MAGIC, VERSION, expected):
-        raise CorruptData(f"not an expert frame of kind {expected}: magic, version and kind are {fields[:3]}")
-    body, reserved = fields[-2:]
-    if body != len(view) - HEADER_BYTES or reserved:
-        raise CorruptData(f"expert frame of {len(view)} bytes announces a body of {body} (reserved {reserved})")
-    return fields
 
 
 def _read_pairs(section: memoryview, count: int) -> _Pairs:
@@ -260,9 +242,7 @@ def _read_pairs(section: memoryview, count: int) -> _Pairs:
     if found is None:
         row, weight, expert = _split_pairs(raw, count)
         found = _Pairs(row, weight, expert, max(row.tolist(), default=-1), max(expert.tolist(), default=-1))
-        if len(_few_pairs) >= _MAX_REMEMBERED:
-            _few_pairs.clear()
-        _few_pairs[raw] = found
+        remember(_few_pairs, raw, found)
     return found
 
 

@@ -39,10 +39,9 @@ _PADDING: Final = [bytes(n) for n in range(8)]
 Described = tuple[str, np.dtype[np.generic], tuple[int, ...], int]
 """Name, dtype, shape and bytes of a tensor."""
 
-# Descriptors recur on every frame, so both directions remember those that passed their checks.
+# Descriptors recur on every frame, so those that passed their checks are remembered.
 _MAX_REMEMBERED: Final = 4096
 _packed: dict[tuple[str, np.dtype[np.generic], tuple[int, ...]], bytes] = {}
-_unpacked: dict[bytes, Described] = {}
 
 
 def pack_tensors(tensors: Mapping[str, Array]) -> tuple[bytes, list[Chunk], int]:
@@ -57,7 +56,7 @@ def pack_tensors(tensors: Mapping[str, Array]) -> tuple[bytes, list[Chunk], int]
     data_bytes = 0
     for name, value in tensors.items():
         key = (name, value.dtype, value.shape)
-        descriptors += _packed.get(key) or _remember(_packed, key, _descriptor(*key))
+        descriptors += _packed.get(key) or remember(_packed, key, _descriptor(*key))
         if not value.flags.c_contiguous:
             value = np.ascontiguousarray(value)  # noqa: PLW2901
         data.append(value.data)
@@ -69,38 +68,41 @@ def pack_tensors(tensors: Mapping[str, Array]) -> tuple[bytes, list[Chunk], int]
     return descriptors, data, data_bytes
 
 
-def unpack_tensors(view: memoryview, position: int, count: int) -> tuple[dict[str, Array], int]:
-    """`count` tensors described at `position`, as arrays over `view`, and the position after their data.
+def describe_tensors(view: memoryview, position: int, count: int) -> tuple[tuple[tuple[Described, int], ...], int]:
+    """`count` tensors described at `position`, each with the offset of its data, and the offset after all data.
 
     Raises:
         CorruptData: a descriptor is not valid or its data does not fit.
 
     """
-    tensors: dict[str, Array] = {}
+    found: dict[str, tuple[Described, int]] = {}
     data = position + count * DESCRIPTOR.size
     if data > len(view):
         raise CorruptData(f"{count} tensor descriptors do not fit a frame of {len(view)} bytes")
-    for _ in range(count):
-        raw = bytes(view[position : position + DESCRIPTOR.size])
-        name, dtype, shape, size = _unpacked.get(raw) or _remember(_unpacked, raw, _read_descriptor(raw))
+    for number in range(count):
+        start = position + number * DESCRIPTOR.size
+        name, dtype, shape, size = _read_descriptor(bytes(view[start : start + DESCRIPTOR.size]))
         if data + size > len(view):
             raise CorruptData(f"tensor {name} {dtype} {shape} ends at byte {data + size} of a frame of {len(view)}")
-        if name in tensors:
+        if name in found:
             raise CorruptData(f"tensor {name} occurs twice in one frame")
-        tensors[name] = np.ndarray(shape, dtype, view, data) if size else np.empty(shape, dtype)
+        found[name] = ((name, dtype, shape, size), data)
         data += size + (-size & 7)
-        position += DESCRIPTOR.size
     if data > len(view):
         raise CorruptData(f"padding of the last tensor ends at byte {data} of a frame of {len(view)}")
-    return tensors, data
+    return tuple(found.values()), data
 
 
 def chunk_bytes(chunks: Sequence[Chunk]) -> int:
     """Bytes of all chunks together."""
-    return sum(len(c) if isinstance(c, bytes) else c.nbytes for c in chunks)
+    total = 0
+    for chunk in chunks:
+        total += len(chunk) if type(chunk) is bytes else memoryview(chunk).nbytes
+    return total
 
 
-def _remember(memory: dict[_Key, _Value], key: _Key, value: _Value) -> _Value:
+def remember(memory: dict[_Key, _Value], key: _Key, value: _Value) -> _Value:
+    """Keep `value` in a memory of bounded size; returns it."""
     if len(memory) >= _MAX_REMEMBERED:
         memory.clear()
     memory[key] = value

@@ -20,7 +20,7 @@ from expertmesh_api.v1 import (
 from expertmesh_common.bundle.blob_service import BlobService
 from expertmesh_common.clock import Clock
 from expertmesh_common.errors import Precondition, Unavailable
-from expertmesh_controller.cluster.routes import GatewayReport, RouteTable
+from expertmesh_controller.cluster.routes import Epoch, GatewayReport, RouteTable
 from expertmesh_controller.control.catalogue import ServedModel, catalogue_of
 from expertmesh_controller.control.deciding import Decider
 from expertmesh_controller.control.journal import Reason
@@ -71,7 +71,7 @@ class ControlLoop:
             self._catalogue, store, clock, settings, registry=self.registry, routes=self.routes, wall_s=wall_s
         )
         self._suspects: set[str] = set()
-        self._membership = MembershipService(self.registry, version, settings.heartbeat_s, lambda: self.view().epoch)
+        self._membership = MembershipService(self.registry, version, settings.heartbeat_s, self._epoch)
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Serve Membership, Routes, Operations and the bundles' blobs (the origin of every fetch)."""
@@ -104,6 +104,10 @@ class ControlLoop:
     def view(self) -> View:
         table = self.routes.table or RouteTable()
         return View(self._clock.monotonic(), self.registry.cluster, table, self._decider.plan, self._catalogue)
+
+    def _epoch(self) -> Epoch:
+        """What a welcome tells; before the first table of a new leader its term alone."""
+        return max(self.view().epoch, Epoch(self.leadership.term, 0))
 
     async def changed(self) -> None:
         await self._change.wait()
@@ -150,7 +154,7 @@ class ControlLoop:
 
 
 async def _first_of(event: asyncio.Event, timeout_s: float) -> None:
-    """Wait for the event, but not longer. (`wait_for` of Python 3.11 may swallow a cancellation.)"""
+    # `wait_for` of Python 3.11 may swallow a cancellation.
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
             await event.wait()

@@ -10,6 +10,7 @@ from expertmesh_common.errors import DeadlinePassed, NotHere
 from expertmesh_common.serving import Context
 from expertmesh_controller.control.membership.state import Member
 from expertmesh_controller.control.view import View
+from expertmesh_controller.control.world import in_flight
 
 WAIT_DEFAULT_S = 60.0
 ANSWER_S = 0.2
@@ -91,7 +92,7 @@ def _is_ready(view: View, model: str) -> bool:
 def _progress(view: View, model: str) -> str:
     return (
         f"not ready: {view.uncovered(model)} of {_experts(view, model)} experts have no live instance, "
-        f"{len(view.cluster.members)} workers joined, {len(view.cluster.orders)} orders are in flight"
+        f"{len(view.cluster.members)} workers joined, {len(in_flight(view.cluster))} orders are in flight"
     )
 
 

@@ -11,7 +11,8 @@ from expertmesh_controller.cluster.routes import Epoch, GatewayReport, RouteTabl
 class RoutesHub:
     """`Routes` over memory. Used on one event loop.
 
-    `on_report` is told of every report; `on_seen` that a watcher now uses a newer table or is gone.
+    `on_report` is told of every report; `on_seen` that a watcher came, now uses
+    a newer table, or is gone.
     """
 
     def __init__(self, on_report: Callable[[GatewayReport], None], on_seen: Callable[[], None]) -> None:
@@ -38,6 +39,7 @@ class RoutesHub:
         self._watchers += 1
         watcher, used = self._watchers, Epoch()
         self._seen[watcher] = used
+        self._on_seen()
         try:
             while True:
                 changed, table = self._changed, self.table

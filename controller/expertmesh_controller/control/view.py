@@ -9,7 +9,7 @@ from expertmesh_controller.cluster.routes import Epoch, RouteTable
 from expertmesh_controller.control.catalogue import Catalogue, ExpertKey
 from expertmesh_controller.control.membership.state import Cluster
 from expertmesh_controller.control.placement.types import Plan
-from expertmesh_controller.control.world import wanted_here
+from expertmesh_controller.control.world import in_flight, wanted_here
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class View:
         if self.plan is None or self.plan.assignments.keys() != self.cluster.members.keys():
             return False
         routed = Counter(i.worker_id for i in self.table.instances)
-        return not self.cluster.orders and all(
+        return not in_flight(self.cluster) and all(
             wanted_here(m, self.catalogue) == self.plan.assignments[w]
             and len(m.resident) == len(self.plan.assignments[w]) == routed[w]
             for w, m in self.cluster.members.items()

@@ -48,12 +48,13 @@ def summarise(console: Console, manifest: Manifest, request: UpRequest, nodes: S
         )  # fmt: skip
     console.print(table)
     console.print(f"{manifest.name} ({request.precision}) is served on {request.dial_address}")
-    console.print(f'  ask it:         expertmesh generate{_server(request)} "What is the capital of France?"', soft_wrap=True)
+    console.print(
+        f'  ask it:         expertmesh generate{_server(request)} "What is the capital of France?"', soft_wrap=True
+    )
     if not is_local_only(request.listen):
-        # soft_wrap: the line is made to be copied, a line break inside would spoil it.
-        console.print(f"  add a machine:  {join_line(request)}", soft_wrap=True)
+        console.print(f"  add a machine:  {join_line(request)}")
         if request.tls is not None:
-            console.print(f"                  (copy {request.tls} there first)", soft_wrap=True)
+            console.print(f"                  (copy {request.tls} there first)")
 
 
 def join_line(request: UpRequest) -> str:

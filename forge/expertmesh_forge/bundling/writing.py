@@ -36,7 +36,7 @@ from expertmesh_forge.dense_model import DenseConfig
 from expertmesh_forge.errors import BundleError
 from expertmesh_forge.gguf_tokenizer import ChatSettings
 
-__all__ = ["BundleLabels", "write_bundle"]
+__all__ = ["BundleLabels", "require_replaceable", "write_bundle"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from expertmesh_forge.texts.documents import DOMAINS, Domain
 from expertmesh_forge.texts.sources import load_split
 from expertmesh_forge.texts.windows import TextWindows, cut_windows
 
-__all__ = ["Curve", "CurveRequest", "Point", "Texts", "measure_arm", "measure_curve"]
+__all__ = ["Curve", "CurveRequest", "Point", "Texts", "measure_arm", "measure_curve", "prepare_texts"]
 
 _WINDOW_TOKENS = 512
 

@@ -91,6 +91,8 @@ def _plot(curve: Curve, path: Path) -> None:
     axes = figure.add_subplot()
     for arm, (colour, line, marker, width) in _STYLES.items():
         own = sorted((point for point in curve.points if point.arm == arm), key=lambda point: point.heldout_share)
+        if not own:
+            continue
         shares = [100 * point.heldout_share for point in own] + [100.0]
         ratios = [point.overall.ratio for point in own] + [1.0]
         low = [point.overall.low for point in own] + [1.0]

@@ -35,5 +35,5 @@ def demo(
         raise InvalidInput(f"--precision {precision!r}: allowed are fp32, int4")
     chosen = cast("Literal['fp32', 'int4']", precision)
     request = DemoRequest(question, max_tokens, workers, chosen, bundle, report)
-    if not run_demo(request, Console(highlight=False)).exact:
+    if not run_demo(request, Console(highlight=False, soft_wrap=True)).exact:
         raise typer.Exit(NOT_EXACT)

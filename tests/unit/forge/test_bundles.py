@@ -48,7 +48,7 @@ def prompt():
 def test_a_bundle_says_what_it_is_and_what_it_cost(bundle):
     manifest = bundle.manifest
     assert (manifest.name, manifest.licence, manifest.precisions) == ("tiny", "apache-2.0", ("fp32", "int4"))
-    assert manifest.calibration.heldout_share == pytest.approx(0.75, abs=0.06)
+    assert manifest.calibration.heldout_share == pytest.approx(0.75, abs=0.15)  # 128 tokens set the thresholds here
     assert manifest.calibration.perplexity_ratio > 0
     assert manifest.calibration.tokens == 3 * 4 * 64
     assert all(layer.gate.max_k == 8 and layer.gate.min_k == 0 for layer in manifest.layers)
@@ -149,10 +149,10 @@ def test_a_changed_byte_is_found(source, tmp_path):
 
 def test_the_command_line_converts_inspects_and_verifies(source, tmp_path):
     app, out = _app(), str(tmp_path / "bundle")
-    result = CliRunner().invoke(app, ["model", "convert", str(source), "--out", out, "--share", "0.8", "--windows", "2",
-                                      "--no-measure", "--precisions", "int4"])  # fmt: skip
-    assert result.exit_code == 2 or isinstance(result.exception, Exception)  # 512 tokens exceed no document here
-    convert(_request(source, tmp_path / "bundle", held_out_windows=0))
+    options = ["--share", "0.8", "--windows", "2", "--no-measure", "--precisions", "int4", "--context-tokens", "128"]
+    made = CliRunner().invoke(app, ["model", "convert", str(source), "--out", out, *options])
+    assert (made.exit_code, made.exception) == (0, None)
+    assert Bundle(tmp_path / "bundle").manifest.trunk.context_tokens == 128
     shown = CliRunner().invoke(app, ["model", "inspect", out, "--json"])
     assert json.loads(shown.stdout)["name"] == "tiny"
     assert "int4" in CliRunner().invoke(app, ["model", "inspect", out]).stdout

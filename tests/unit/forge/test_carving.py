@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 
 from expertmesh_forge.carve.carved_model import neuron_checksum, require_same_neurons
-from expertmesh_forge.carve.carving import carve_model, split_windows
+from expertmesh_forge.carve.carving import carve_layer, carve_model, split_windows
 from expertmesh_forge.carve.clustering import balanced_clusters
 from expertmesh_forge.carve.forward import carved_block, run_carved
 from expertmesh_forge.carve.partition import importance_partition, random_partition
 from expertmesh_forge.carve.refitting import refit_down
 from expertmesh_forge.carve.routing import expert_norms, fit_router, threshold_for_share
 from expertmesh_forge.carve.settings import CarveSettings, check_settings
-from expertmesh_forge.dense_forward import dense_states, logits
+from expertmesh_forge.dense_forward import dense_states, ffn, logits
+from expertmesh_forge.dense_model import DenseLayer
 from expertmesh_forge.errors import CarveError
 from expertmesh_forge.gguf_file import GgufFile
 from expertmesh_forge.gguf_reader import read_model
@@ -172,8 +173,8 @@ def test_impossible_settings_are_refused_with_what_is_possible(model, settings, 
 def _layer_with_topics():
     """A block of 64 neurons: 32 that always fire, and 8 groups of 4 that each answer to one direction of the input."""
     random = np.random.default_rng(0)
-    dense = read_layer = random.standard_normal((64, 16)).astype(np.float32) * 0.3
-    gate = read_layer.copy()
+    noise = random.standard_normal((64, 16)).astype(np.float32) * 0.3
+    gate = noise.copy()
     for group in range(8):
         gate[32 + 4 * group : 36 + 4 * group] = -1.0
         gate[32 + 4 * group : 36 + 4 * group, group] = 6.0
@@ -182,7 +183,7 @@ def _layer_with_topics():
     rows[np.arange(800), np.arange(800) % 8] = 1.0
     rows[:, 8] = 1.0
     rows += 0.05 * random.standard_normal(rows.shape).astype(np.float32)
-    up = dense.copy()
+    up = noise.copy()
     up[:, 8] += 2.0
     down = random.standard_normal((16, 64)).astype(np.float32)
     down[:, :32] *= 3
@@ -190,21 +191,15 @@ def _layer_with_topics():
 
 
 def _layer(gate, up, down):
-    from expertmesh_forge.dense_model import DenseLayer
-
     none = np.zeros((0, 0), np.float32)
     return DenseLayer(none, none, none, none, none, none, gate, up, down)
 
 
 def _carve(layer, rows, settings):
-    from expertmesh_forge.carve.carving import carve_layer
-
     return carve_layer(layer, rows, _dense_output(layer, rows)[:600], settings)
 
 
 def _dense_output(layer, rows):
-    from expertmesh_forge.dense_forward import ffn
-
     return ffn(layer, rows)
 
 

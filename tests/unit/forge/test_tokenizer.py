@@ -6,7 +6,13 @@ from expertmesh_forge.gguf_file import GgufFile
 from expertmesh_forge.gguf_tokenizer import read_chat_settings, read_tokenizer
 from models import tiny_gguf as tiny
 
-TEXTS = ("the thing in 2026\n\tdef f(x):  # naïve 漢字 it's", "  two  spaces ", "", "🎉 12.5 %", "<|im_start|>user\nin<|im_end|>")
+TEXTS = (
+    "the thing in 2026\n\tdef f(x):  # naïve 漢字 it's",
+    "  two  spaces ",
+    "",
+    "🎉 12.5 %",
+    "<|im_start|>user\nin<|im_end|>",
+)
 
 
 @pytest.fixture

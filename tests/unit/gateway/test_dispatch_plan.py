@@ -29,7 +29,9 @@ def run_message(message, rows, matrices):
     sent = rows if message.sent_rows is None else rows[message.sent_rows]
     buffer = np.full((len(sent) + 3, HIDDEN), np.nan, np.float32)
     buffer[: len(sent)] = 0
-    for row, expert, weight in sorted(zip(message.row, message.expert, message.weight, strict=True), key=lambda p: p[1]):
+    for row, expert, weight in sorted(
+        zip(message.row, message.expert, message.weight, strict=True), key=lambda p: p[1]
+    ):
         buffer[row] += weight * (sent[row] @ matrices[expert])
     return buffer[: len(sent)]
 
@@ -73,7 +75,9 @@ def test_sparse_dispatch_equals_the_dense_oracle_and_keeps_every_pair(mask, work
     assert kept == sorted(pairs_of(routing))
     assert plan.unserved is None
     assert [m.worker for m in plan.messages] == sorted({int(w) for w in owner[routing.expert]})
-    np.testing.assert_allclose(run_plan(routing, owner, rows, matrices), dense(mask, routing, rows, matrices), atol=2e-5)
+    np.testing.assert_allclose(
+        run_plan(routing, owner, rows, matrices), dense(mask, routing, rows, matrices), atol=2e-5
+    )
 
 
 @settings(max_examples=100, deadline=None)
@@ -93,7 +97,11 @@ def test_permuting_the_tokens_permutes_the_outputs(mask, seed):
     rng = np.random.default_rng(seed)
     tokens, experts = mask.shape
     weights = rng.standard_normal(mask.shape).astype(np.float32)
-    rows, owner, matrices = rng.standard_normal((tokens, HIDDEN)).astype(np.float32), rng.integers(0, 2, experts), expert_matrices(experts)
+    rows, owner, matrices = (
+        rng.standard_normal((tokens, HIDDEN)).astype(np.float32),
+        rng.integers(0, 2, experts),
+        expert_matrices(experts),
+    )
     order = rng.permutation(tokens)
 
     def outputs(mask, weights, rows):
@@ -101,7 +109,9 @@ def test_permuting_the_tokens_permutes_the_outputs(mask, seed):
         routing = Routing(tokens, row.astype(np.int32), expert.astype(np.int32), weights[row, expert])
         return run_plan(routing, owner, rows, matrices)
 
-    np.testing.assert_array_equal(outputs(mask[order], weights[order], rows[order]), outputs(mask, weights, rows)[order])
+    np.testing.assert_array_equal(
+        outputs(mask[order], weights[order], rows[order]), outputs(mask, weights, rows)[order]
+    )
 
 
 def test_pairs_without_an_owner_are_left_over_and_merge_back_in_order():

@@ -14,7 +14,7 @@ BLOB = Blob(digest="0" * 64, size_bytes=1)
 EXPERTS = 6
 
 
-def a_gate(picker="threshold", threshold=0.0, min_k=0, max_k=EXPERTS, router=None, bias=None):
+def a_gate(picker="threshold", threshold=0.0, min_k=0, max_k=EXPERTS, *, router=None, bias=None):
     config = GateConfig(scorer="linear", picker=picker, threshold=threshold, min_k=min_k, max_k=max_k, weights=BLOB)
     router = np.eye(EXPERTS, dtype=np.float32) if router is None else router
     bias = np.zeros(router.shape[1], np.float32) if bias is None else bias
@@ -28,8 +28,9 @@ def picks(routing):
     return out
 
 
-def plain_pick(score, picker, threshold, min_k, max_k, allowed):
+def plain_pick(score, picker, threshold, ks, allowed):
     """The rule of the manifest, one row at a time."""
+    min_k, max_k = ks
     order = sorted((e for e in range(len(score)) if allowed[e]), key=lambda e: (-score[e], e))
     if picker == "top_k":
         return sorted(order[:max_k])
@@ -49,7 +50,7 @@ def test_routing_is_the_rule_of_the_manifest_row_by_row(scores, picker, threshol
     rows = np.array(scores, np.float32).reshape(-1, EXPERTS)
     gate = a_gate(picker, threshold, *ks)
     routing = gate.route(rows, np.array(allowed))
-    assert picks(routing) == [plain_pick(row, picker, threshold, *ks, allowed) for row in rows.tolist()]
+    assert picks(routing) == [plain_pick(row, picker, threshold, ks, allowed) for row in rows.tolist()]
     assert routing.weight.tolist() == [1.0] * routing.pairs
     assert (routing.row.dtype, routing.expert.dtype, routing.weight.dtype) == (np.int32, np.int32, np.float32)
 
@@ -137,4 +138,6 @@ async def test_rows_whose_bytes_do_not_match_their_shape_are_refused():
     tensor = to_tensor("rows", np.zeros((2, 6), np.float32))
     tensor.data = tensor.data[:-1]
     with pytest.raises(InvalidInput, match="need 48 bytes, got 47"):
-        await GatingService({"m": [a_gate()]}, lambda _m, _l: {}).Route(gating_pb2.RouteRequest(model="m", rows=tensor), None)
+        await GatingService({"m": [a_gate()]}, lambda _m, _l: {}).Route(
+            gating_pb2.RouteRequest(model="m", rows=tensor), None
+        )

@@ -25,12 +25,14 @@ class Terms:
         self.newest = 0
 
     def see(self, epoch: common_pb2.Epoch) -> None:
-        """Accept the leader of `epoch`.
+        """Accept the leader of `epoch`; term 0 is nobody yet.
 
         Raises:
             Precondition: a newer leader was seen.
 
         """
+        if epoch.term == 0:
+            return  # a controller that has not led yet: it gives no orders
         if epoch.term < self.newest:
             raise Precondition(f"refused: it comes from the leader of term {epoch.term}, term {self.newest} was seen")
         self.newest = epoch.term

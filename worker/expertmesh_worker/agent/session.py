@@ -24,8 +24,8 @@ LEAVE_S = 5.0  # how long the control loop may take to route around a worker tha
 
 Call = Any  # grpc.aio's stream type takes type arguments in its stubs only
 
-# What reading from or writing to a stream raises when it has ended: the first time its status, later that it is over.
-STREAM_ERRORS = (grpc.aio.AioRpcError,)
+# What a stream that has ended raises: its status from reading, that it is over from writing, whichever is first.
+STREAM_ERRORS = (grpc.aio.AioRpcError, asyncio.InvalidStateError)
 
 # A worker that is refused for one of these reasons is refused again, however often it asks.
 _FINAL: dict[grpc.StatusCode, type[MeshError]] = {
@@ -58,6 +58,13 @@ class Session:
         self._outbox.put_nowait(message)
 
     async def run(self, address: str, security: Security, stop: asyncio.Event, joined: Callable[[], None]) -> None:
+        """Dial `address` and serve a stream to it, see `serve`."""
+        # The token travels as metadata of the call: interceptors would queue every message.
+        async with dial(address, replace(security, token=None)) as channel:
+            call = membership_pb2_grpc.MembershipStub(channel).Join(metadata=security.metadata())
+            await self.serve(call, address, stop, joined)
+
+    async def serve(self, call: Call, address: str, stop: asyncio.Event, joined: Callable[[], None]) -> None:
         """Serve the stream until `stop` is set and the leave is acknowledged.
 
         `joined` is called once the controller has welcomed this worker.
@@ -66,18 +73,15 @@ class Session:
             MeshError: Unavailable when the stream or the controller is gone; another one when the join was refused.
 
         """
-        # The token travels as metadata of the call: interceptors would queue every message.
-        async with dial(address, replace(security, token=None)) as channel:
-            call = membership_pb2_grpc.MembershipStub(channel).Join(metadata=security.metadata())
-            try:
-                welcome = await self._greet(call, address)
-                joined()
-                log.info("joined the controller at %s lease_ms=%d", address, welcome.lease_ms)
-                await self._serve(call, (welcome.heartbeat_ms or DEFAULT_HEARTBEAT_MS) / 1e3, stop)
-            except STREAM_ERRORS as error:
-                raise Unavailable(f"the stream to {address} ended: {await _ending(call)}") from error
-            finally:
-                call.cancel()
+        try:
+            welcome = await self._greet(call, address)
+            joined()
+            log.info("joined the controller at %s lease_ms=%d", address, welcome.lease_ms)
+            await self._exchange(call, (welcome.heartbeat_ms or DEFAULT_HEARTBEAT_MS) / 1e3, stop)
+        except STREAM_ERRORS as error:
+            raise Unavailable(f"the stream to {address} ended: {await _ending(call)}") from error
+        finally:
+            call.cancel()
 
     async def _greet(self, call: Call, address: str) -> membership_pb2.Welcome:
         try:
@@ -102,7 +106,7 @@ class Session:
         except Precondition as error:
             raise Unavailable(f"the controller's epoch is {error}") from error
 
-    async def _serve(self, call: Call, heartbeat_s: float, stop: asyncio.Event) -> None:
+    async def _exchange(self, call: Call, heartbeat_s: float, stop: asyncio.Event) -> None:
         """Until the stream ends, or `stop` is set and the controller has let go."""
         writing = asyncio.create_task(self._write(call))
         beating = asyncio.create_task(self._beat(heartbeat_s))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from expertmesh_common.channel.frame import Reply, Request, Status, decode_request, encode_reply
 from expertmesh_common.channel.host import ExpertHost
@@ -14,8 +14,7 @@ from expertmesh_common.errors import CorruptData
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """A reply frame; `last` means that the connection cannot be trusted after it."""
 
     chunks: list[Chunk]

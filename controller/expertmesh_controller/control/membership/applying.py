@@ -113,8 +113,11 @@ def _answered(cluster: Cluster, member: Member, event: Answered) -> Cluster:
         resident[order.key] = order.resident
     else:
         resident.pop(order.key, None)
-    failures = {at: f for at, f in cluster.failures.items() if at != (order.worker_id, order.key)}
-    return _with(replace(cluster, failures=failures), replace(member, resident=resident))
+    place = (order.worker_id, order.key)
+    # Orders for the same place that were given up before this one say nothing any more.
+    orders = {n: o for n, o in cluster.orders.items() if not (o.overdue and (o.worker_id, o.key) == place)}
+    failures = {at: f for at, f in cluster.failures.items() if at != place}
+    return _with(replace(cluster, orders=orders, failures=failures), replace(member, resident=resident))
 
 
 def _failed(cluster: Cluster, order: SentOrder, error: str, at: float) -> Cluster:

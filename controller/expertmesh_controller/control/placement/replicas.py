@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from expertmesh_controller.control.catalogue import ExpertKey
 from expertmesh_controller.control.placement.draft import Draft
 
@@ -12,21 +14,25 @@ def fill_spare_room(draft: Draft) -> None:
         # Whatever is free is too small for what is missing, but what becomes free next is not a replica's.
         return
     order = sorted(draft.needs, key=lambda k: (-draft.needs[k].frequency, k))
-    while sum(_copy_to_room(draft, key, 1) or _copy_by_eviction(draft, key) for key in order):
-        pass
-    for copies in range(2, len(draft.rooms)):
+    _copy_everywhere(draft, order)
+    # Every eviction gives one more expert a second copy, so this ends; what it freed may hold another third one.
+    while any(_copy_by_eviction(draft, key) for key in order):
+        _copy_everywhere(draft, order)
+
+
+def _copy_everywhere(draft: Draft, order: Sequence[ExpertKey]) -> None:
+    for copies in range(1, len(draft.rooms)):
         for key in order:
             _copy_to_room(draft, key, copies)
 
 
-def _copy_to_room(draft: Draft, key: ExpertKey, copies: int) -> bool:
+def _copy_to_room(draft: Draft, key: ExpertKey, copies: int) -> None:
     """Give an expert that `copies` workers hold one more copy, where most is free."""
     if len(draft.holders[key]) != copies:
-        return False
+        return
     candidates = [w for w in draft.rooms if draft.fits(w, key)]
     if candidates:
         draft.add(min(candidates, key=lambda w: (-draft.free[w], draft.finish(w, key))), key)
-    return bool(candidates)
 
 
 def _copy_by_eviction(draft: Draft, key: ExpertKey) -> bool:

@@ -16,8 +16,8 @@ from expertmesh_controller.gateway.gating.routing import Routing
 class Message(NamedTuple):
     """What worker number `worker` gets.
 
-    `sent_rows` intp [m] names the rows that travel, ascending; None means all of them. The pairs refer to the rows as they
-    travel: `row` uint32 [n], `expert` uint16 [n], `weight` float32 [n], sorted by row, then expert.
+    `sent_rows` intp [m] names the rows that travel, ascending; None means all of them. The pairs refer to the rows as
+    they travel: `row` uint32 [n], `expert` uint16 [n], `weight` float32 [n], sorted by row, then expert.
     """
 
     worker: int
@@ -46,26 +46,27 @@ def plan_dispatch(routing: Routing, owner: NDArray[np.intp]) -> Plan:
         return Plan((), None)
     owners = owner[routing.expert]
     order = np.argsort(owners, kind="stable")  # keeps row, then expert order within a worker
-    owners = owners[order]
-    starts = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), len(order)]
-    groups = [(int(owners[a]), order[a:b]) for a, b in itertools.pairwise(starts)]
-    messages = tuple(_message(worker, routing, pairs) for worker, pairs in groups if worker >= 0)
-    return Plan(messages, next((_subset(routing, pairs) for worker, pairs in groups if worker < 0), None))
+    ends = np.cumsum(np.bincount(owners + 1)).tolist()  # of worker -1, 0, 1, ...
+    unserved = _subset(routing, order[: ends[0]]) if ends[0] else None
+    messages = [
+        _message(worker, routing, order[start:end])
+        for worker, (start, end) in enumerate(itertools.pairwise(ends))
+        if end > start
+    ]
+    return Plan(tuple(messages), unserved)
 
 
 def _message(worker: int, routing: Routing, pairs: NDArray[np.intp]) -> Message:
     row = routing.row[pairs]
-    first = np.concatenate(((True,), row[1:] != row[:-1]))
-    index = row[first].astype(np.intp)
-    everything = len(index) == routing.tokens
-    local = row if everything else np.cumsum(first) - 1
-    return Message(
-        worker,
-        None if everything else index,
-        local.astype(np.uint32),
-        routing.expert[pairs].astype(np.uint16),
-        routing.weight[pairs],
-    )
+    first = np.empty(row.size, np.bool_)
+    first[0] = True
+    np.not_equal(row[1:], row[:-1], out=first[1:])
+    if np.count_nonzero(first) == routing.tokens:
+        sent_rows, local = None, row
+    else:
+        sent_rows, local = row[first].astype(np.intp), np.cumsum(first) - 1
+    expert = routing.expert[pairs].astype(np.uint16)
+    return Message(worker, sent_rows, local.astype(np.uint32), expert, routing.weight[pairs])
 
 
 def _subset(routing: Routing, pairs: NDArray[np.intp]) -> Routing:
