@@ -17,6 +17,9 @@ from onnx import TensorProto
 from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.bundle.tensors import encode_tensors, read_tensors, read_views
 from expertmesh_common.graphs.building import GraphBuilder
+from expertmesh_common.graphs.trunk import rope_tables
+
+CONTEXT_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,8 @@ def build_fused(bundle: Bundle, precision: str, folder: Path, threads: int) -> F
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     session = ort.InferenceSession(_graph(bundle, precision, path), options, providers=["CPUExecutionProvider"])
     trunk = bundle.manifest.trunk
-    context = _context(bundle, precision)
-    return Fused(session, len(bundle.manifest.layers), (trunk.kv_heads, context, trunk.head_dim), trunk.vocabulary)
-
-
-def _context(bundle: Bundle, precision: str) -> int:
-    return read_views(bundle.path(bundle.manifest.trunk.segments[0].graphs[precision].weights))["cos"].shape[0]
+    cache_shape = (trunk.kv_heads, CONTEXT_TOKENS, trunk.head_dim)
+    return Fused(session, len(bundle.manifest.layers), cache_shape, trunk.vocabulary)
 
 
 def _weights(bundle: Bundle, precision: str) -> dict[str, np.ndarray]:
@@ -59,8 +58,6 @@ def _weights(bundle: Bundle, precision: str) -> dict[str, np.ndarray]:
         experts = [read_tensors(bundle.path(e.blobs[precision])) for e in layer.experts]
         gate = read_tensors(bundle.path(layer.gate.weights))
         kept = {k: v for k, v in trunk.items() if not k.startswith("shared_")}
-        if layer.index:
-            kept = {k: v for k, v in kept.items() if k not in ("cos", "sin")}
         found |= {f"l{layer.index}_{k}": v for k, v in kept.items()}
         found |= {f"l{layer.index}_{k}": v for k, v in _block(trunk, experts, precision).items()}
         found |= _gate(layer.index, gate)
@@ -69,6 +66,8 @@ def _weights(bundle: Bundle, precision: str) -> dict[str, np.ndarray]:
     found |= {f"head_{k}": v for k, v in head.items()}
     first = manifest.layers[0]
     owners = [len(first.experts)] * first.shared_width + [e.index for e in first.experts for _ in range(e.width)]
+    cos, sin = rope_tables(manifest.trunk.rope_base, manifest.trunk.head_dim, CONTEXT_TOKENS)
+    found |= {"rope_cos": cos, "rope_sin": sin}
     found["owners"] = np.eye(len(first.experts) + 1, dtype=np.float32)[:, owners]
     return found
 
@@ -138,7 +137,7 @@ def _layer(graph, trunk, layer, residual: str, routed: str) -> tuple[str, str]:
         graph.input(f"{n}{name}", TensorProto.FLOAT, cache)
     for name in ("present_key", "present_value"):
         graph.output(f"{n}{name}", TensorProto.FLOAT, cache)
-    tables = [graph.tensor(f"l0_{name}", (None, trunk.head_dim // 2)) for name in ("cos", "sin")]
+    tables = [graph.tensor(name, (None, trunk.head_dim // 2)) for name in ("rope_cos", "rope_sin")]
     graph.contrib(
         "GroupQueryAttention",
         (qkv, "", "", n + "past_key", n + "past_value", "seqlens_k", "total_sequence_length", *tables),

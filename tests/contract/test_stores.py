@@ -85,7 +85,7 @@ async def test_a_lease_ends_by_itself(store: Store) -> None:
     first = await store.acquire("loop", "a", 0.05)
     async with asyncio.timeout(5):
         while (second := await store.acquire("loop", "b", 10.0)) is None:
-            await asyncio.sleep(0.01)  # noqa: ASYNC110 - the end of a lease has no signal
+            await asyncio.sleep(0.01)
     assert second.term > first.term
 
 

@@ -97,7 +97,7 @@ async def test_a_watcher_never_sees_an_expert_without_an_instance_while_workers_
 
     async def watch() -> None:
         async for table in plane.loop.routes.watch():
-            gaps.append(plane.experts - len(table.replicas("tiny")))
+            gaps.append(plane.experts - len(table.replicas("tiny")))  # noqa: PERF401 - it never ends
 
     watching = asyncio.create_task(watch())
     second = await FakeWorker(plane.address, "w1", total).join()

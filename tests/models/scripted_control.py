@@ -80,7 +80,7 @@ class ScriptedControl(membership_pb2_grpc.MembershipServicer):
         epoch = common_pb2.Epoch(term=self.term if term is None else term, n=self._order_id)
         return membership_pb2.Order(order_id=self._order_id, epoch=epoch, **action)
 
-    async def Join(self, messages, context):  # noqa: N802 - the name in the protocol
+    async def Join(self, messages, context):
         first = await anext(messages)
         if self.refusal is not None:
             raise self.refusal

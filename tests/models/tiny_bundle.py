@@ -28,7 +28,7 @@ from expertmesh_common.bundle.manifest import (
 )
 from expertmesh_common.bundle.tensors import encode_tensors, read_tensors, tensor_views
 from expertmesh_common.graphs.expert import ExpertShape, resident_bytes
-from expertmesh_common.graphs.trunk import TrunkShape, rope_tables, segment_graph
+from expertmesh_common.graphs.trunk import TrunkShape, segment_graph
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM = 3, 64, 4, 2, 16
 EXPERTS, EXPERT_WIDTH, SHARED_WIDTH = 4, 32, 64
@@ -161,7 +161,6 @@ def _matrix(random: np.random.Generator, rows: int, columns: int, gain: float = 
 
 
 def _layer_tensors(random: np.random.Generator, *, first: bool) -> Tensors:
-    cos, sin = rope_tables(ROPE_BASE, HEAD_DIM, CONTEXT)
     tensors = {
         "attn_norm": random.uniform(0.5, 1.5, HIDDEN).astype(np.float32),
         "qkv": _matrix(random, HIDDEN, (HEADS + 2 * KV_HEADS) * HEAD_DIM, gain=1.5),
@@ -169,8 +168,6 @@ def _layer_tensors(random: np.random.Generator, *, first: bool) -> Tensors:
         "ffn_norm": random.uniform(0.5, 1.5, HIDDEN).astype(np.float32),
         "shared_gate_up": _matrix(random, HIDDEN, 2 * SHARED_WIDTH),
         "shared_down": _matrix(random, SHARED_WIDTH, HIDDEN),
-        "cos": cos,
-        "sin": sin,
     }
     return {"embed": _matrix(random, VOCABULARY, HIDDEN, gain=np.sqrt(VOCABULARY)), **tensors} if first else tensors
 
@@ -192,7 +189,7 @@ def _stored(tensors: Mapping[str, np.ndarray], precision: str) -> Tensors:
         return dict(tensors)
     stored: Tensors = {}
     for name, value in tensors.items():
-        if value.ndim == 2 and name not in ("embed", "cos", "sin"):
+        if value.ndim == 2 and name != "embed":
             stored[f"{name}_q"], stored[f"{name}_s"] = quantise(value)
         else:
             stored[name] = value

@@ -6,7 +6,7 @@ safetensors blob; the graph is a few hundred bytes of pointers into it.
 
 Tensors of the blob, with hidden d, heads H, kv heads G, head size e, shared width s:
 
-    every layer      attn_norm [d], qkv [d, (H+2G)e], o [H*e, d], ffn_norm [d], cos and sin [context, e/2]
+    every layer      attn_norm [d], qkv [d, (H+2G)e], o [H*e, d], ffn_norm [d]
     if s > 0         shared_gate_up [d, 2s] (gate columns first), shared_down [s, d]
     segment 0 also   embed [vocabulary, d]
     the head         final_norm [d], lm_head [d, vocabulary]
@@ -50,7 +50,7 @@ class TrunkShape:
 def rope_tables(
     rope_base: float, head_dim: int, context_tokens: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The `cos` and `sin` tensors of every layer segment, float32 [context_tokens, head_dim / 2]."""
+    """The inputs `rope_cos` and `rope_sin` of layer segments, float32 [context_tokens, head_dim / 2]."""
     frequencies = rope_base ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     angles = np.outer(np.arange(context_tokens, dtype=np.float64), frequencies)
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
@@ -63,9 +63,10 @@ def segment_graph(
 
     Inputs are `token_ids` int64 [B, S] for segment 0, else `residual` and `combined` float32 [B, S, hidden]. Layer
     segments also take `past_key`, `past_value` float32 [B, kv_heads, context, head_dim] (the same buffers as the
-    outputs `present_key`, `present_value`), `seqlens_k` int32 [B] (tokens in the cache after this call, minus one) and
-    `total_sequence_length` int32 [] (the largest of them, plus one); their outputs are `residual_out` and `rows`
-    float32 [B, S, hidden]. The head's output is `logits` float32 [B, S, vocabulary].
+    outputs `present_key`, `present_value`), `seqlens_k` int32 [B] (tokens in the cache after this call, minus one),
+    `total_sequence_length` int32 [] (the largest of them, plus one) and the tables of `rope_tables` as inputs
+    `rope_cos`, `rope_sin`, so that all segments share one copy; their outputs are `residual_out` and `rows` float32
+    [B, S, hidden]. The head's output is `logits` float32 [B, S, vocabulary].
 
     Args:
         shape: sizes of the trunk.
@@ -150,7 +151,9 @@ def _attention(graph: GraphBuilder, shape: TrunkShape, qkv: str) -> str:
     graph.input("total_sequence_length", TensorProto.INT32, ())
     for name in ("present_key", "present_value"):
         graph.output(name, TensorProto.FLOAT, cache)
-    tables = [graph.tensor(name, (None, shape.head_dim // 2)) for name in ("cos", "sin")]
+    tables = ("rope_cos", "rope_sin")
+    for name in tables:
+        graph.input(name, TensorProto.FLOAT, ("context", shape.head_dim // 2))
     graph.contrib(
         "GroupQueryAttention",
         (qkv, "", "", "past_key", "past_value", "seqlens_k", "total_sequence_length", *tables),

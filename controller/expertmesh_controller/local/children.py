@@ -15,7 +15,7 @@ from expertmesh_common.errors import Unavailable
 from expertmesh_controller.local.restarts import RestartPolicy, count_failures, restart_delay_s
 
 _KILL_AFTER_S = 15.0
-_LAST_LINES = 6
+_LAST_LINES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,10 @@ class Child:
 
     def last_words(self) -> str:
         """The end of its log."""
-        lines = self.spec.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        text = self.spec.log.read_text(encoding="utf-8", errors="replace")
+        lines = [
+            line.strip() for line in text.splitlines() if line.strip(" ^~")
+        ]  # markers under tracebacks say nothing
         return " | ".join(lines[-_LAST_LINES:]) or "it said nothing"
 
 

@@ -48,9 +48,7 @@ def summarise(console: Console, manifest: Manifest, request: UpRequest, nodes: S
         )  # fmt: skip
     console.print(table)
     console.print(f"{manifest.name} ({request.precision}) is served on {request.dial_address}")
-    console.print(
-        f'  ask it:         expertmesh generate{_server(request)} "What is the capital of France?"', soft_wrap=True
-    )
+    console.print(f'  ask it:         expertmesh generate{_server(request)} "What is the capital of France?"')
     if not is_local_only(request.listen):
         console.print(f"  add a machine:  {join_line(request)}")
         if request.tls is not None:

@@ -9,9 +9,8 @@ import numpy as np
 
 from expertmesh_common.bundle.manifest import Precision
 from expertmesh_common.bundle.tensors import Array
-from expertmesh_common.graphs.trunk import rope_tables
 from expertmesh_forge.carve.carved_model import CarvedLayer, CarvedModel
-from expertmesh_forge.dense_model import DenseConfig, DenseLayer, Floats
+from expertmesh_forge.dense_model import DenseLayer, Floats
 from expertmesh_forge.quantise import quantise_int4
 
 __all__ = ["expert_tensors", "gate_tensors", "segment_tensors"]
@@ -30,12 +29,12 @@ def gate_tensors(layer: CarvedLayer) -> Tensors:
     return {"router": np.ascontiguousarray(layer.router.weights), "bias": layer.router.bias}
 
 
-def segment_tensors(carved: CarvedModel, index: int, precision: Precision, context_tokens: int) -> Tensors:
+def segment_tensors(carved: CarvedModel, index: int, precision: Precision) -> Tensors:
     """Everything segment `index` of the trunk holds; the last one is the head."""
     model = carved.dense
     if index == model.config.layers:
         return {"final_norm": model.final_norm, **_matrix("lm_head", model.head, precision)}
-    tensors = _attention(model.config, model.layers[index], precision, context_tokens)
+    tensors = _attention(model.layers[index], precision)
     block = carved.layers[index]
     if block.shared_width:
         tensors |= _feed_forward(block, block.shared, "shared_", precision)
@@ -44,16 +43,13 @@ def segment_tensors(carved: CarvedModel, index: int, precision: Precision, conte
     return tensors
 
 
-def _attention(config: DenseConfig, layer: DenseLayer, precision: Precision, context_tokens: int) -> Tensors:
-    cos, sin = rope_tables(config.rope_base, config.head_dim, context_tokens)
+def _attention(layer: DenseLayer, precision: Precision) -> Tensors:
     qkv: Floats = np.concatenate([layer.q, layer.k, layer.v], axis=0)
     return {
         "attn_norm": layer.attn_norm,
         **_matrix("qkv", qkv, precision),
         **_matrix("o", layer.o, precision),
         "ffn_norm": layer.ffn_norm,
-        "cos": cos,
-        "sin": sin,
     }
 
 

@@ -120,13 +120,13 @@ def _expert_blob(layer: CarvedLayer, index: int, precision: Precision, blobs: Bl
 
 
 def _segment(carved: CarvedModel, index: int, labels: BundleLabels, blobs: BlobStore) -> Segment:
-    graphs = {precision: _graph(carved, index, precision, labels, blobs) for precision in labels.precisions}
+    graphs = {precision: _graph(carved, index, precision, blobs) for precision in labels.precisions}
     return Segment(index=index, graphs=graphs)
 
 
-def _graph(carved: CarvedModel, index: int, precision: Precision, labels: BundleLabels, blobs: BlobStore) -> Graph:
+def _graph(carved: CarvedModel, index: int, precision: Precision, blobs: BlobStore) -> Graph:
     config = carved.dense.config
-    weights = blobs.put(encode_tensors(segment_tensors(carved, index, precision, labels.context_tokens)))
+    weights = blobs.put(encode_tensors(segment_tensors(carved, index, precision)))
     shape = TrunkShape(
         config.layers, config.hidden, config.heads, config.kv_heads, config.head_dim, config.norm_eps
     )  # fmt: skip

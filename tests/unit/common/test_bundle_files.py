@@ -2,14 +2,15 @@
 
 import numpy as np
 import pytest
-from expertmesh_common.bundle.blobs import BlobStore
-from expertmesh_common.bundle.manifest import parse_manifest, read_manifest
-from expertmesh_common.bundle.tensors import ALIGNMENT, encode_tensors, read_tensors, read_views
-from expertmesh_common.errors import CorruptData, InvalidInput, NotHere
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load
+
+from expertmesh_common.bundle.blobs import BlobStore
+from expertmesh_common.bundle.manifest import parse_manifest, read_manifest
+from expertmesh_common.bundle.tensors import ALIGNMENT, encode_tensors, read_tensors, read_views
+from expertmesh_common.errors import CorruptData, InvalidInput, NotHere
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_a_folder_without_a_manifest_says_how_to_make_one(tmp_path):
 
 
 def test_a_newer_schema_asks_for_an_upgrade():
-    with pytest.raises(InvalidInput, match="schema version 9.*upgrade"):
+    with pytest.raises(InvalidInput, match=r"schema version 9.*upgrade"):
         parse_manifest('{"schema_version": 9}', "m")
 
 

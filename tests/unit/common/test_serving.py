@@ -2,12 +2,13 @@
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from expertmesh_api.v1 import blobs_pb2, blobs_pb2_grpc
 from expertmesh_common.certificates import mint_development_ca
 from expertmesh_common.errors import Exhausted, NotHere
 from expertmesh_common.security import Security, TlsFiles, dial
 from expertmesh_common.serving import RETRY_AFTER_KEY, Serving
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 
 class Failing(blobs_pb2_grpc.BlobsServicer):

@@ -7,7 +7,7 @@ import pytest
 from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.bundle.tensors import TensorView, encode_tensors, tensor_views
 from expertmesh_common.errors import InvalidInput
-from expertmesh_common.graphs.trunk import TrunkShape, segment_graph
+from expertmesh_common.graphs.trunk import TrunkShape, rope_tables, segment_graph
 from models import tiny_bundle as tiny
 
 SHAPE = TrunkShape(tiny.LAYERS, tiny.HIDDEN, tiny.HEADS, tiny.KV_HEADS, tiny.HEAD_DIM, tiny.EPSILON)
@@ -35,10 +35,13 @@ class Chain:
         token_ids = np.asarray(ids, np.int64)
         lengths = np.asarray(past) + token_ids.shape[1]
         inputs = {"token_ids": token_ids}
+        cos, sin = rope_tables(tiny.ROPE_BASE, tiny.HEAD_DIM, tiny.CONTEXT)
         for layer, session in enumerate(self.sessions[:-1]):
             inputs |= {
                 "seqlens_k": (lengths - 1).astype(np.int32),
                 "total_sequence_length": np.asarray(lengths.max(), np.int32),
+                "rope_cos": cos,
+                "rope_sin": sin,
             }
             residual, rows = self._run_layer(session, layer, inputs, slice(first_slot, first_slot + len(ids)))
             flat = rows.reshape(-1, tiny.HIDDEN)
@@ -111,8 +114,8 @@ def test_a_missing_tensor_is_named() -> None:
 
 
 def test_a_wrong_shape_is_named() -> None:
-    views = layer_views() | {"ffn_norm": layer_views()["cos"]}
-    with pytest.raises(InvalidInput, match=r"tensor ffn_norm has shape \[512, 8\], the graph needs \[64\]"):
+    views = layer_views() | {"ffn_norm": layer_views()["o"]}
+    with pytest.raises(InvalidInput, match=r"tensor ffn_norm has shape \[64, 64\], the graph needs \[64\]"):
         segment_graph(SHAPE, 1, "fp32", views, "weights")
 
 

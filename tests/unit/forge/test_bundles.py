@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.bundle.tensors import read_tensors
 from expertmesh_common.errors import CorruptData
+from expertmesh_common.graphs.trunk import rope_tables
 from expertmesh_forge import cli
 from expertmesh_forge.carve.settings import CarveSettings
 from expertmesh_forge.checking import check_tokens, judge
@@ -187,6 +188,8 @@ def _run_graphs(bundle, ids, precision, picks):
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.blobs.folder))
     cache = np.zeros((1, trunk.kv_heads, trunk.context_tokens, trunk.head_dim), np.float32)
     positions = {"seqlens_k": np.array([len(ids) - 1], np.int32), "total_sequence_length": np.array(len(ids), np.int32)}
+    cos, sin = rope_tables(trunk.rope_base, trunk.head_dim, trunk.context_tokens)
+    positions |= {"rope_cos": cos, "rope_sin": sin}
     feeds = {"token_ids": np.array([ids])}
     for segment in trunk.segments:
         session = ort.InferenceSession(bundle.path(segment.graphs[precision].graph).read_bytes(), options)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
-import grpc.aio
-
 from expertmesh_api.v1 import membership_pb2, membership_pb2_grpc
 from expertmesh_common.errors import DeadlinePassed, InvalidInput
 from expertmesh_common.serving import Context
@@ -67,8 +65,6 @@ class MembershipService(membership_pb2_grpc.MembershipServicer):
         try:
             async for message in incoming:
                 self._registry.hear(connection, message)
-        except grpc.aio.UsageError:
-            pass  # gRPC's way to say that the call was cancelled while we read
         finally:
             self._registry.broke(connection)
             connection.close()

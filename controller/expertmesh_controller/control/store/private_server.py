@@ -16,6 +16,7 @@ from expertmesh_common.errors import NotHere, Precondition, Unavailable
 
 STOP_S = 5.0
 START_S = 10.0
+POLL_S = 0.01
 _TIED = Path(__file__).with_name("tied_exec.py")
 
 
@@ -131,21 +132,30 @@ class PrivateServer:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
 
     async def _listening(self) -> None:
-        path = str(self._sockets / "store.sock")
-        for _ in range(int(START_S / 0.01)):
-            try:
-                _, writer = await asyncio.open_unix_connection(path)
-            except OSError:
-                if self.pid is None:
-                    break
-                await asyncio.sleep(0.01)
-            else:
-                writer.close()
-                await writer.wait_closed()
+        """Until it answers: it accepts connections before it has read its file, and may yet refuse the file."""
+        for _ in range(int(START_S / POLL_S)):
+            if self.pid is None:
+                break
+            if await _answers(self._sockets / "store.sock"):
                 return
+            await asyncio.sleep(POLL_S)
         words = self._log.read_text(errors="replace").strip().splitlines()[-3:]
         raise Unavailable(f"the embedded store over {self._data} does not start: {' | '.join(words) or 'no output'}")
 
     @property
     def _log(self) -> Path:
         return self._data / "server.log"
+
+
+async def _answers(path: Path) -> bool:
+    try:
+        reader, writer = await asyncio.open_unix_connection(str(path))
+    except OSError:
+        return False
+    try:
+        writer.write(b"PING\r\n")
+        return await reader.readline() == b"+PONG\r\n"
+    except OSError:
+        return False
+    finally:
+        writer.transport.abort()

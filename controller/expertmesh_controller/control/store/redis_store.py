@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable
 from typing import Any, TypeVar, cast
 
@@ -83,13 +84,24 @@ class RedisStore(Store):
         return int(await self._ask(cast("Awaitable[int]", self._redis.eval(script, len(keys), *keys, *arguments))))
 
     async def _ask(self, answer: Awaitable[Answer]) -> Answer:
+        """The answer; a server's trouble as `Unavailable`.
+
+        The client waits with `asyncio.wait_for`, which in Python 3.11 swallows a cancellation that comes just when
+        it is done; whoever cancelled us would wait for ever. So a cancellation that came meanwhile is raised again.
+        """
+        task = asyncio.current_task()
+        cancelled = task.cancelling() if task is not None else 0
         try:
-            return await answer
+            value = await answer
         except redis.exceptions.ResponseError as error:
             # A server that is loading its file or has no disk is as good as gone.
             raise Unavailable(f"the store at {self.url} refuses: {error}") from error
         except (redis.exceptions.RedisError, OSError) as error:
             raise Unavailable(f"the store at {self.url} does not answer: {error}") from error
+        finally:
+            if task is not None and task.cancelling() > cancelled:
+                raise asyncio.CancelledError
+        return value
 
 
 def _lease(name: str) -> str:

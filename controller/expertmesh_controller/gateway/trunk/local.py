@@ -10,6 +10,7 @@ import numpy as np
 from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.bundle.manifest import Precision
 from expertmesh_common.errors import InvalidInput
+from expertmesh_common.graphs.trunk import rope_tables
 from expertmesh_controller.gateway.trunk.cache import KeyValuePool
 from expertmesh_controller.gateway.trunk.executor import Chunk, Floats, TrunkExecutor, TrunkLimits, Work
 from expertmesh_controller.gateway.trunk.sessions import open_segments
@@ -49,6 +50,8 @@ class LocalTrunk(TrunkExecutor):
         layers = len(trunk.segments) - 1
         self.limits = TrunkLimits(layers, trunk.hidden, trunk.vocabulary, slots, context_tokens, chunk_tokens)
         self._sessions = open_segments(bundle, precision, threads)
+        tables = rope_tables(trunk.rope_base, trunk.head_dim, context_tokens)
+        self._rope = {name: _value(table) for name, table in zip(("rope_cos", "rope_sin"), tables, strict=True)}
         self._pool = KeyValuePool(layers, slots, trunk.kv_heads, context_tokens, trunk.head_dim)
         self._allocate(slots + chunk_tokens)
         self._work = _NOTHING
@@ -137,7 +140,9 @@ class LocalTrunk(TrunkExecutor):
         # Residuals alternate between two buffers: a segment reads one and writes the other.
         source, target = ("odd", "even") if layer % 2 else ("even", "odd")
         cache = {"past_key": keys, "present_key": keys, "past_value": values, "present_value": values}
-        return self._bind(layer, {**shared, **cache, "residual": shared[source], "residual_out": shared[target]})
+        return self._bind(
+            layer, {**shared, **cache, **self._rope, "residual": shared[source], "residual_out": shared[target]}
+        )
 
     def _bind(self, segment: int, values: Mapping[str, OrtValue]) -> IOBinding:
         session = self._sessions[segment]

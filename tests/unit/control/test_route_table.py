@@ -1,0 +1,98 @@
+"""The shared table: what `prefer` chooses, and what survives the wire."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from expertmesh_controller.cluster.routes import (
+    TOKEN_MS_BOUNDS,
+    EndpointAddress,
+    Epoch,
+    ExpertRows,
+    GatewayReport,
+    InstanceRoute,
+    RouteTable,
+    WorkerRoute,
+    prefer,
+)
+
+
+def worker(worker_id: str, speed: float = 1.0) -> WorkerRoute:
+    return WorkerRoute(worker_id, "g", (EndpointAddress("grpc", f"{worker_id}:1"),), "host", speed)
+
+
+def everywhere(workers: list[WorkerRoute], layers: int = 4, experts: int = 8) -> RouteTable:
+    instances = [
+        InstanceRoute("m", i, j, w.worker_id, "fp32") for i in range(layers) for j in range(experts) for w in workers
+    ]
+    return RouteTable(Epoch(1, 1), tuple(workers), tuple(instances))
+
+
+def test_equal_workers_share_every_layer_evenly() -> None:
+    chosen = prefer(everywhere([worker("a"), worker("b")]), "m", {})
+    for layer in range(4):
+        assert Counter(w for at, w in chosen.items() if at[0] == layer) == {"a": 4, "b": 4}
+
+
+def test_a_worker_of_half_the_speed_gets_half_of_what_the_other_gets() -> None:
+    chosen = prefer(everywhere([worker("a", 2.0), worker("b", 1.0)], experts=9), "m", {})
+    for layer in range(4):
+        assert Counter(w for at, w in chosen.items() if at[0] == layer) == {"a": 6, "b": 3}
+
+
+def test_frequent_experts_count_more_than_rare_ones() -> None:
+    rows = {(0, 0): 0.9, (0, 1): 0.3, (0, 2): 0.3, (0, 3): 0.3}
+    chosen = prefer(everywhere([worker("a"), worker("b")], layers=1, experts=4), "m", rows)
+    hot = chosen[0, 0]
+    assert [at for at, w in chosen.items() if w == hot] == [(0, 0)]
+
+
+def test_experts_without_a_choice_are_counted_before_the_others_choose() -> None:
+    only = [InstanceRoute("m", 0, n, "a", "fp32") for n in range(3)]
+    free = [InstanceRoute("m", 0, n, w, "fp32") for n in range(3, 6) for w in ("a", "b")]
+    chosen = prefer(RouteTable(Epoch(1, 1), (worker("a"), worker("b")), (*only, *free)), "m", {})
+    assert {at: w for at, w in chosen.items() if at[1] >= 3} == {(0, 3): "b", (0, 4): "b", (0, 5): "b"}
+
+
+def test_what_is_left_over_in_each_layer_does_not_always_go_to_the_same_worker() -> None:
+    chosen = prefer(everywhere([worker("a"), worker("b")], layers=10, experts=3), "m", {})
+    assert Counter(chosen.values()) == {"a": 15, "b": 15}
+
+
+def test_workers_that_declare_no_speed_are_used_all_the_same() -> None:
+    assert set(prefer(everywhere([worker("a", 0.0), worker("b", 0.0)]), "m", {}).values()) == {"a", "b"}
+
+
+def test_another_model_has_no_say() -> None:
+    assert prefer(everywhere([worker("a")]), "other", {}) == {}
+
+
+@given(st.randoms(), st.lists(st.floats(0.1, 9), min_size=1, max_size=4))
+def test_the_order_of_the_table_changes_nothing(order, speeds: list[float]) -> None:
+    table = everywhere([worker(f"w{n}", s) for n, s in enumerate(speeds)])
+    workers, instances = list(table.workers), list(table.instances)
+    order.shuffle(workers)
+    order.shuffle(instances)
+    rows = {(0, 0): 0.5, (1, 3): 0.01}
+    assert prefer(RouteTable(table.epoch, tuple(workers), tuple(instances)), "m", rows) == prefer(table, "m", rows)
+
+
+def test_tables_and_reports_survive_the_wire() -> None:
+    table = everywhere([worker("a"), worker("b", 2.5)])
+    assert RouteTable.from_proto(table.to_proto()) == table
+    histogram = tuple(range(len(TOKEN_MS_BOUNDS) + 1))
+    report = GatewayReport("gw", 5, histogram, (ExpertRows("m", 1, 2, 3),), ("a",))
+    assert GatewayReport.from_proto(report.to_proto()) == report
+
+
+def test_instances_of_workers_that_a_message_does_not_list_are_dropped() -> None:
+    message = everywhere([worker("a"), worker("b")], layers=1, experts=1).to_proto()
+    del message.workers[1]
+    assert [i.worker_id for i in RouteTable.from_proto(message).instances] == ["a"]
+
+
+def test_epochs_are_ordered_by_term_before_number() -> None:
+    assert Epoch(1, 9) < Epoch(2, 0) < Epoch(2, 0).next() == Epoch(2, 1)
