@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from expertmesh_forge.dense_model import DenseConfig, DenseLayer, DenseModel, Floats
+from expertmesh_forge.parallel import over_slices
 
 __all__ = [
     "Rope",
@@ -64,19 +65,24 @@ def silu(values: Floats) -> Floats:
 def hidden_neurons(layer: DenseLayer, rows: Floats) -> Floats:
     """SwiGLU activations before the down projection: [rows, hidden] -> [rows, ffn]."""
     neurons = np.empty((len(rows), len(layer.gate)), np.float32)
+
+    def fill(part: slice) -> None:
+        np.multiply(silu(rows[part] @ layer.gate.T), rows[part] @ layer.up.T, out=neurons[part])
+
     # In chunks that stay in cache: the activation reads and writes its input several times.
-    for start in range(0, len(rows), _ROWS_PER_CHUNK):
-        chunk = slice(start, start + _ROWS_PER_CHUNK)
-        np.multiply(silu(rows[chunk] @ layer.gate.T), rows[chunk] @ layer.up.T, out=neurons[chunk])
+    over_slices(fill, len(rows), _ROWS_PER_CHUNK)
     return neurons
 
 
 def ffn(layer: DenseLayer, rows: Floats) -> Floats:
     """The dense feed-forward block on normalised rows: [rows, hidden] -> the same shape."""
     output = np.empty_like(rows)
-    for start in range(0, len(rows), _ROWS_PER_CHUNK):
-        chunk = slice(start, start + _ROWS_PER_CHUNK)
-        output[chunk] = hidden_neurons(layer, rows[chunk]) @ layer.down.T
+
+    def fill(part: slice) -> None:
+        neurons = silu(rows[part] @ layer.gate.T) * (rows[part] @ layer.up.T)
+        np.matmul(neurons, layer.down.T, out=output[part])
+
+    over_slices(fill, len(rows), _ROWS_PER_CHUNK)
     return output
 
 
@@ -88,8 +94,12 @@ def attention(config: DenseConfig, layer: DenseLayer, rope: Rope, states: Floats
     k = (rows @ layer.k.T).reshape(documents, tokens, config.kv_heads, config.head_dim)
     v = (rows @ layer.v.T).reshape(documents, tokens, config.kv_heads, config.head_dim)
     mixed = np.empty((documents, tokens, config.query_width), np.float32)
-    for index in range(documents):
-        mixed[index] = _attend(config, rope.rotate(q[index]), rope.rotate(k[index]), v[index])
+
+    def fill(part: slice) -> None:
+        for index in range(part.start, part.stop):
+            mixed[index] = _attend(config, rope.rotate(q[index]), rope.rotate(k[index]), v[index])
+
+    over_slices(fill, documents, 1)
     output: Floats = (mixed.reshape(-1, config.query_width) @ layer.o.T).reshape(states.shape)
     return output
 

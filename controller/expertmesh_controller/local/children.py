@@ -118,10 +118,11 @@ class Child:
 
     def last_words(self) -> str:
         """The end of its log."""
+        # The markers under a traceback say nothing.
         text = self.spec.log.read_text(encoding="utf-8", errors="replace")
         lines = [
             line.strip() for line in text.splitlines() if line.strip(" ^~")
-        ]  # markers under tracebacks say nothing
+        ]
         return " | ".join(lines[-_LAST_LINES:]) or "it said nothing"
 
 
