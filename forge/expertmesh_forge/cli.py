@@ -38,7 +38,7 @@ def convert(
     context_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest text to serve; default: the model's.")
     ] = None,
-    windows: Annotated[int, typer.Option(min=1, help="Calibration windows of 512 tokens per domain of text.")] = 12,
+    windows: Annotated[int, typer.Option(min=1, help="Calibration windows of 512 tokens per domain of text.")] = 8,
     measure: Annotated[bool, typer.Option(help="Measure perplexity on held-out text at the end.")] = True,
     seed: Annotated[int, typer.Option(help="Same seed, same bundle.")] = 0,
 ) -> None:

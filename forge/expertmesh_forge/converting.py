@@ -41,7 +41,7 @@ class ConvertRequest:
     precisions: tuple[Precision, ...] = ("fp32", "int4")
     name: str | None = None
     window_tokens: int = 512
-    calibration_windows: int = 12
+    calibration_windows: int = 8
     # Enough for a ratio to two digits; the table in the documentation uses more.
     held_out_windows: int = 4
     context_tokens: int | None = None
