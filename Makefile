@@ -40,6 +40,7 @@ up: $(RUNTIME)
 	@$(BIN)/expertmesh up
 
 test: $(DEV)
+	@deploy/install-test-servers.sh
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: $(DEV)

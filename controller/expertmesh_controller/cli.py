@@ -87,6 +87,7 @@ def up(
     """Serve a model on this machine: one controller and its workers, until Ctrl-C."""
     from rich.console import Console  # noqa: PLC0415
 
+    from expertmesh_common.socket_folders import socket_root  # noqa: PLC0415
     from expertmesh_controller.local.asking import UpFlags, up_request  # noqa: PLC0415 - quick --help
     from expertmesh_controller.local.up import up as run_up  # noqa: PLC0415
 
@@ -97,6 +98,6 @@ def up(
         secure, tls, cache, logs, options,
     )  # fmt: skip
     # Sockets and other temporary files of all processes live and die in one folder.
-    with tempfile.TemporaryDirectory(prefix="expertmesh-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="expertmesh-", dir=socket_root(), ignore_cleanup_errors=True) as folder:
         request = up_request(flags, Path(folder))
         asyncio.run(run_up(request, os.environ, Console(stderr=True, highlight=False, soft_wrap=True), ready_file))

@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 from expertmesh.client import Client
 from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.bundle.manifest import Precision
+from expertmesh_common.socket_folders import socket_root
 from expertmesh_forge.checking import check_tokens
 from expertmesh_forge.demo.asking import ask, settled_nodes
 from expertmesh_forge.demo.bundle import DEMO_SOURCE, demo_bundle
@@ -49,7 +50,7 @@ def run_demo(request: DemoRequest, console: Console) -> RunReport:
     request.report_path.unlink(missing_ok=True)  # a failed run must not leave an old success behind
     with _terminating_cleanly():
         bundle = _bundle(request, console)
-        with tempfile.TemporaryDirectory(prefix="expertmesh-demo-") as folder:
+        with tempfile.TemporaryDirectory(prefix="expertmesh-demo-", dir=socket_root()) as folder:
             report = _serve_and_check(request, bundle, Path(folder), console)
     show_report(report, console)
     write_report(report, request.report_path)

@@ -50,8 +50,7 @@ def running_mesh(bundle: Path, workers: int, precision: str, folder: Path) -> It
     with log.open("wb") as output:
         # A session of its own: Ctrl-C reaches this process alone, which then ends the mesh in order.
         up = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
-            env={**os.environ, "TMPDIR": str(folder)},
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )  # fmt: skip
         try:
             yield _wait_ready(up, ready, log)

@@ -17,6 +17,7 @@ from expertmesh_common.channel.handshake import answer as answer_handshake
 from expertmesh_common.channel.handshake import read_ticket
 from expertmesh_common.channel.host import ExpertHost
 from expertmesh_common.errors import InvalidInput, MeshError
+from expertmesh_common.socket_folders import socket_root
 from expertmesh_worker.channel.connection import Connection
 from expertmesh_worker.channel.tickets import Tickets
 
@@ -47,7 +48,7 @@ class StreamServer:
 
     def listen_unix(self) -> common_pb2.Endpoint:
         """A socket of mode 0600 in a private folder; for callers of this host and user."""
-        folder = tempfile.TemporaryDirectory(prefix="expertmesh-")
+        folder = tempfile.TemporaryDirectory(prefix="expertmesh-", dir=socket_root())
         self._folders.append(folder)
         path = Path(folder.name) / "experts.sock"
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from expertmesh_common.errors import NotHere, Precondition, Unavailable
+from expertmesh_common.socket_folders import socket_root
 
 STOP_S = 5.0
 START_S = 10.0
@@ -57,7 +58,7 @@ class PrivateServer:
     def __init__(self, data_folder: Path, program: Path | None = None) -> None:
         self._data = data_folder
         self._program = program
-        self._sockets = Path(tempfile.mkdtemp(prefix="expertmesh-store-"))
+        self._sockets = Path(tempfile.mkdtemp(prefix="expertmesh-store-", dir=socket_root()))
         self._lock: IO[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
 

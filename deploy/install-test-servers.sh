@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Install what tests of real servers and real networks need: redis-server and iproute2. Without root or apt-get those
+# tests are skipped, and say so.
+set -euo pipefail
+
+missing=()
+command -v redis-server >/dev/null || missing+=(redis-server)
+command -v ip >/dev/null || missing+=(iproute2)
+[[ ${#missing[@]} == 0 ]] && exit 0
+
+if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
+  echo "not installed: ${missing[*]}; the tests that need them will be skipped" >&2
+  exit 0
+fi
+echo "installing ${missing[*]} for the tests (once)"
+# The tests start their own server; the package must not start one for the whole machine.
+policy=/usr/sbin/policy-rc.d
+if [[ ! -e $policy ]]; then
+  printf '#!/bin/sh\nexit 101\n' >"$policy"
+  chmod +x "$policy"
+  trap 'rm -f "$policy"' EXIT
+fi
+apt-get -qq update
+DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null
