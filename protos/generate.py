@@ -1,6 +1,6 @@
 """Generate the Python stubs of `protos/**/*.proto` into `protos/generated`, or prove them fresh with `--check`.
 
-Needs grpcio-tools 1.76.0 and mypy-protobuf 5.1.0 in the interpreter that runs it (`make protos` makes that environment).
+Needs grpcio-tools 1.76.0 and mypy-protobuf 5.1.0 in its interpreter (`make protos` makes that environment).
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class Counting(BlobService):
         super().__init__(stores)
         self.offsets = []
 
-    async def Fetch(self, request, context):  # noqa: N802 - the name in the protocol
+    async def Fetch(self, request, context):
         self.offsets.append(request.offset)
         async for message in super().Fetch(request, context):
             yield message
@@ -49,7 +49,7 @@ class Cutting(Counting):
         self.after_bytes = after_bytes
         self.code = code
 
-    async def Fetch(self, request, context):  # noqa: N802 - the name in the protocol
+    async def Fetch(self, request, context):
         sent = 0
         async for message in super().Fetch(request, context):
             yield message
@@ -65,13 +65,13 @@ class Wrong(Counting):
         super().__init__(tuple)
         self.data = data
 
-    async def Fetch(self, request, context):  # noqa: N802 - the name in the protocol
+    async def Fetch(self, request, context):
         self.offsets.append(request.offset)
         yield blobs_pb2.FetchResponse(data=self.data[request.offset :], total_bytes=len(self.data))
 
 
 class Silent(Counting):
-    async def Fetch(self, request, context):  # noqa: N802 - the name in the protocol
+    async def Fetch(self, request, context):
         self.offsets.append(request.offset)
         await asyncio.Event().wait()
         yield blobs_pb2.FetchResponse()
@@ -278,7 +278,7 @@ async def test_two_processes_on_one_cache_fetch_a_blob_once(serve, origin, tmp_p
 
 async def test_a_fetch_that_was_killed_leaves_a_partial_that_another_process_resumes(serve, origin, cache):
     class Slow(Counting):
-        async def Fetch(self, request, context):  # noqa: N802 - the name in the protocol
+        async def Fetch(self, request, context):
             async for message in super().Fetch(request, context):
                 yield message
                 first_half.set()

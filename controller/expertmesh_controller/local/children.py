@@ -120,9 +120,7 @@ class Child:
         """The end of its log."""
         # The markers under a traceback say nothing.
         text = self.spec.log.read_text(encoding="utf-8", errors="replace")
-        lines = [
-            line.strip() for line in text.splitlines() if line.strip(" ^~")
-        ]
+        lines = [line.strip() for line in text.splitlines() if line.strip(" ^~")]
         return " | ".join(lines[-_LAST_LINES:]) or "it said nothing"
 
 

@@ -66,7 +66,7 @@ class ScriptedMesh(inference_pb2_grpc.InferenceServicer):
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
 
-    async def Generate(  # noqa: N802 - the name of the call
+    async def Generate(
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.GenerateResponse]:
         self.requests.append(request)
@@ -75,12 +75,12 @@ class ScriptedMesh(inference_pb2_grpc.InferenceServicer):
         async for response in behave(request, context):
             yield response
 
-    async def Tokenize(self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext) -> pb.TokenizeResponse:  # noqa: N802
+    async def Tokenize(self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext) -> pb.TokenizeResponse:
         if request.text == "refuse":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "text is not allowed")
         return pb.TokenizeResponse(ids=range(len(request.text)), pieces=list(request.text))
 
-    async def ListModels(  # noqa: N802
+    async def ListModels(
         self, request: pb.ListModelsRequest, context: grpc.aio.ServicerContext
     ) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(models=[pb.ServedModel(name="tiny", precision="fp32", ready=True)])
