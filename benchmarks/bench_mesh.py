@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench_batching import PROMPTS
@@ -28,8 +29,16 @@ TRANSPORTS = ("unix", "tcp", "grpc")
 START_S = 120.0
 
 
+@dataclass(frozen=True)
+class State:
+    """Where a mesh is, and what it demands."""
+
+    address: str
+    token: str
+
+
 @contextlib.contextmanager
-def mesh(bundle: Path, transport: str, precision: str, folder: Path) -> Iterator[Client]:
+def mesh(bundle: Path, transport: str, precision: str, folder: Path) -> Iterator[State]:
     """A mesh of one controller and three workers, ended with SIGINT as a person would."""
     ready = folder / f"{transport}.json"
     command = [sys.executable, "-m", "expertmesh.cli.main", "up", "--model", str(bundle), "--port", "0"]
@@ -42,8 +51,7 @@ def mesh(bundle: Path, transport: str, precision: str, folder: Path) -> Iterator
                 sys.exit(f"the {transport} mesh did not start; try: {' '.join(command)}")
             time.sleep(0.1)
         state = json.loads(ready.read_text())
-        with Client(state["address"], token=state["token"]) as client:
-            yield client
+        yield State(state["address"], state["token"])
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)
@@ -73,7 +81,8 @@ def measure(bundle: Path, precision: str, options: argparse.Namespace) -> dict[s
     found: dict[str, list[dict[str, float]]] = {transport: [] for transport in TRANSPORTS}
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        clients = {t: stack.enter_context(mesh(bundle, t, precision, folder)) for t in TRANSPORTS}
+        states = {t: stack.enter_context(mesh(bundle, t, precision, folder)) for t in TRANSPORTS}
+        clients = {t: stack.enter_context(Client(s.address, token=s.token)) for t, s in states.items()}
         for client in clients.values():
             turn(client, 8)
         for _ in range(options.rounds):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, cast
 
 import typer
 
-QUESTION = "What is the capital of France? Answer in one sentence, then say why it is famous."
+QUESTION = "What is the capital of France? Describe the city in two or three sentences."
 NOT_EXACT = 1
 
 
