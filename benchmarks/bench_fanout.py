@@ -43,7 +43,8 @@ def main() -> None:
     options = parser.parse_args()
     loop = uvloop.new_event_loop()
     children = [Child("worker", f"w{n}") for n in range(WORKERS)]
-    result: dict[str, object] = {"workers": WORKERS, "bars": BARS}
+    ratios: list[dict[str, object]] = []
+    result: dict[str, object] = {"workers": WORKERS, "ratios": ratios}
     try:
         planes = {kind: plane(children, kind) for kind in ("unix", "grpc")}
         for batch in BATCHES:
@@ -57,15 +58,14 @@ def main() -> None:
                 layer("grpc plane", planes["grpc"], batch),
             ]
             samples = interleave(arms, options.rounds, options.count)
-            result[f"batch {batch}"] = {
-                "frame_bytes": size,
-                "arms": medians(samples),
-                "ratios": {
-                    "unix over echo": ratio(samples, "unix plane", "socket echo"),
-                    "grpc over echo": ratio(samples, "grpc plane", "grpc echo"),
-                    "grpc over unix": ratio(samples, "grpc plane", "unix plane"),
-                },
-            }
+            result[f"batch {batch}"] = {"frame_bytes": size, "arms": medians(samples)}
+            for kind, base in (("unix", "socket echo"), ("grpc", "grpc echo")):
+                what = f"identity layer over a fan-out echo, {kind}, batch {batch}"
+                value = ratio(samples, f"{kind} plane", base)
+                ratios.append({"what": what, "value": value, "at_most": BARS["over_echo"]})
+            what = f"gRPC over unix per identity layer, batch {batch}"
+            value = ratio(samples, "grpc plane", "unix plane")
+            ratios.append({"what": what, "value": value, "at_least": BARS["grpc_over_unix"]})
     finally:
         for child in children:
             child.stop()

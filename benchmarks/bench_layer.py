@@ -115,6 +115,12 @@ def frame_bytes(plane: ExpertPlane, arm: Arm) -> int:
     return (after.bytes_sent - before.bytes_sent) // (after.frames - before.frames)
 
 
+def bare_echo(name: str, kind: str, servers: Sequence[Child], size: int) -> Arm:
+    if kind == "socket":
+        return socket_echo(name, servers, size)
+    return grpc_echo(name, servers, size, uvloop.new_event_loop())
+
+
 def added(samples: dict[str, list[list[float]]], transport: str) -> dict[str, float]:
     """(mesh - local) / echo per round, of the means: layers differ, and each round covers them alike."""
     turns = zip(samples[f"{transport} mesh"], samples["local"], samples[f"{transport} echo"], strict=True)
@@ -138,7 +144,10 @@ def measure(bundle: Bundle, precision: str, options: argparse.Namespace) -> dict
                     children += echoes
                     name = f"{transport} echo"
                     loop = uvloop.new_event_loop()
-                    arms += [arm, socket_echo(name, echoes, size) if kind == "socket" else grpc_echo(name, echoes, size, loop)]
+                    arms += [
+                        arm,
+                        socket_echo(name, echoes, size) if kind == "socket" else grpc_echo(name, echoes, size, loop),
+                    ]
                 samples = interleave(arms, options.rounds, 240)
                 found[f"batch {batch}"] = {
                     "mean_us": {n: summary([statistics.fmean(turn) for turn in turns]) for n, turns in samples.items()},

@@ -14,13 +14,24 @@ from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("hop", "fanout", "decode", "batching", "mesh")
+NAMES = ("hop", "fanout", "layer", "decode", "batching", "mesh")
 BUNDLE = Path("build/demo-bundle")
+PAGE = HERE.parent / "docs" / "performance.md"
+BEGIN, END = "<!-- make bench: begin -->", "<!-- make bench: end -->"
 
 
 def run(name: str) -> None:
     print(f"== {name}", flush=True)
     subprocess.run([sys.executable, str(HERE / f"bench_{name}.py")], check=True, stdout=subprocess.DEVNULL)
+
+
+def write_page(found: list[tuple[str, str, str, bool]]) -> None:
+    """Put the table between the marks of docs/performance.md."""
+    lines = ["| ratio | median (least - greatest) | bar | met |", "|---|---|---|---|"]
+    lines += [f"| {what} | {shown} | {limit} | {'yes' if met else '**no**'} |" for what, shown, limit, met in found]
+    before, rest = PAGE.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    PAGE.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + after)
 
 
 def rows() -> Iterator[tuple[str, str, str, bool]]:
@@ -42,16 +53,23 @@ def _ratios(name: str, result: dict) -> Iterator[tuple[str, str, str, bool]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[[], *NAMES], help="only these; all by default")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only these; all by default")
+    parser.add_argument("--write-page", action="store_true", help="put the table into docs/performance.md")
     options = parser.parse_args()
     if not BUNDLE.exists():
         sys.exit(f"{BUNDLE} is missing: `make run` builds it")
+    wrong = [name for name in options.names if name not in NAMES]
+    if wrong:
+        parser.error(f"no benchmark {', '.join(wrong)}; there are {', '.join(NAMES)}")
     for name in options.names or NAMES:
         run(name)
     table = Table("ratio", "median (least - greatest)", "bar", "met")
-    for what, shown, limit, met in rows():
+    found = list(rows())
+    for what, shown, limit, met in found:
         table.add_row(what, shown, limit, "yes" if met else "NO")
     Console().print(table)
+    if options.write_page:
+        write_page(found)
 
 
 if __name__ == "__main__":
