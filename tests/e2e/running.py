@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+
+from expertmesh.types import Token
 
 START_S = 60.0
 STOP_S = 40.0
@@ -87,3 +89,19 @@ def gone(pid: int) -> bool:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def disturbed(stream: Iterable[Token], at: int, act: Callable[[], None]) -> tuple[list[int], float]:
+    """Read an answer, call `act` when token `at` has arrived; the ids and the longest pause after that, in seconds."""
+    ids: list[int] = []
+    pauses: list[float] = []
+    last = time.monotonic()
+    for token in stream:
+        now = time.monotonic()
+        if token.position > at:
+            pauses.append(now - last)
+        ids.append(token.id)
+        if token.position == at:
+            act()
+        last = time.monotonic()
+    return ids, max(pauses)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -12,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from e2e.running import gone, until
+from e2e.running import disturbed, gone, running_up, until
+from expertmesh import Client
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / "build" / "demo-bundle"
@@ -63,3 +65,16 @@ def test_an_interrupted_demo_leaves_no_process_and_no_file(tmp_path, number):
     assert all(gone(child.pid) for child in children)
     assert list(temporary.iterdir()) == []
     assert not (tmp_path / "report.json").exists()
+
+
+@pytest.mark.parametrize(("budget_share", "most_s"), [("1.0", 3.0), ("0.6", 30.0)], ids=["replicas", "re-load"])
+def test_a_worker_killed_in_mid_answer_of_the_real_model_changes_no_token(tmp_path, budget_share, most_s):
+    arguments = ["--model", str(BUNDLE), "--listen", "127.0.0.1:0", "--budget-share", budget_share]
+    with running_up(tmp_path, arguments) as up, Client(up.address, token=up.token) as client:
+        question = [{"role": "user", "content": "Tell me about the history of Rome in detail."}]
+        ask = functools.partial(client.chat, question, max_tokens=48, ignore_eos=True, deadline_s=120)
+        undisturbed = [token.id for token in ask()]
+        ids, pause_s = disturbed(ask(), 12, lambda: os.kill(up.pids["worker-2"], signal.SIGKILL))
+        assert ids == undisturbed
+        assert pause_s < most_s
+        until(lambda: "worker-2 was ended by SIGKILL" in up.said, 20)
