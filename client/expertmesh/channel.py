@@ -25,6 +25,9 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
 
+# Every certificate of a mesh carries this name, wherever its part runs.
+TLS_CHANNEL_OPTIONS = (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", "expertmesh"))
+
 Metadata = tuple[tuple[str, str], ...]
 
 
@@ -66,15 +69,23 @@ class Connection:
     tls: Tls | None = None
 
     def metadata(self) -> Metadata:
+        """What every call carries.
+
+        Raises:
+            InvalidRequest: the token cannot travel in a header.
+
+        """
         token = self.token if self.token is not None else local_token(self.address)
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise InvalidRequest("a token is printable ASCII without line breaks; this one is not")
         return () if token is None else (("authorization", f"Bearer {token}"),)
 
     def open(self) -> grpc.Channel:
         if self.tls is None:
             return grpc.insecure_channel(self.address, CHANNEL_OPTIONS)
-        return grpc.secure_channel(self.address, self.tls.credentials(), CHANNEL_OPTIONS)
+        return grpc.secure_channel(self.address, self.tls.credentials(), TLS_CHANNEL_OPTIONS)
 
     def open_async(self) -> grpc.aio.Channel:
         if self.tls is None:
             return grpc.aio.insecure_channel(self.address, CHANNEL_OPTIONS)
-        return grpc.aio.secure_channel(self.address, self.tls.credentials(), CHANNEL_OPTIONS)
+        return grpc.aio.secure_channel(self.address, self.tls.credentials(), TLS_CHANNEL_OPTIONS)

@@ -12,13 +12,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from expertmesh_common.security import TlsFiles
+from expertmesh_common.security import MESH_NAME, TlsFiles
 
 VALID_DAYS = 365
 
 
 def mint_development_ca(folder: Path, hosts: Sequence[str]) -> TlsFiles:
-    """Write `ca.pem`, `cert.pem` and `key.pem` (mode 0600) into `folder`; the certificate names `hosts`.
+    """Write `ca.pem`, `cert.pem` and `key.pem` (mode 0600) into `folder`; the certificate names the mesh and `hosts`.
 
     The authority's key is thrown away: to add a host, mint again.
     """
@@ -77,7 +77,7 @@ def _authority(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
 def _certificate(
     key: ec.EllipticCurvePrivateKey, ca_key: ec.EllipticCurvePrivateKey, hosts: Sequence[str]
 ) -> x509.Certificate:
-    names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
+    names = x509.SubjectAlternativeName([_general_name(host) for host in dict.fromkeys((MESH_NAME, *hosts))])
     both_ways = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
     return (
         _builder("expertmesh", "expertmesh development CA", key)

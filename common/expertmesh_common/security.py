@@ -15,6 +15,10 @@ import grpc.aio
 from expertmesh_common.errors import InvalidInput
 
 MAX_MESSAGE_BYTES = 64 * 2**20
+# Every certificate of a mesh carries this name, and callers ask for it: parts move between machines and addresses, so
+# what is proven is membership of the mesh (its authority signed it), not an address.
+MESH_NAME = "expertmesh"
+TLS_OPTIONS: tuple[tuple[str, str], ...] = (("grpc.ssl_target_name_override", MESH_NAME),)
 
 # A cut link is noticed within about 2 s: one ping a second, given up after another.
 KEEPALIVE: tuple[tuple[str, int], ...] = (
@@ -64,6 +68,12 @@ class Security:
 
     tls: TlsFiles | None = None
     token: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token):
+            raise InvalidInput(
+                "a token is one or more printable ASCII characters; make one with `openssl rand -hex 16`"
+            )
 
     def accepts(self, presented: str | None) -> bool:
         """Whether a caller's token is right; compared in constant time."""
@@ -118,7 +128,7 @@ def dial(address: str, security: Security, options: Sequence[tuple[str, Any]] = 
     credentials = security.channel_credentials()
     if credentials is None:
         return grpc.aio.insecure_channel(address, settings, interceptors=interceptors)
-    return grpc.aio.secure_channel(address, credentials, settings, interceptors=interceptors)
+    return grpc.aio.secure_channel(address, credentials, [*settings, *TLS_OPTIONS], interceptors=interceptors)
 
 
 class _Bearer:

@@ -91,7 +91,9 @@ def up(
     from expertmesh_controller.local.asking import UpFlags, up_request  # noqa: PLC0415 - quick --help
     from expertmesh_controller.local.up import up as run_up  # noqa: PLC0415
 
-    given = {"--store": store, "--threads": threads, "--slots": slots}
+    given = {"--threads": threads, "--slots": slots}
+    # Anybody can read arguments, and the URL of a store may hold its password.
+    environment = dict(os.environ) if store is None else {**os.environ, "EXPERTMESH_STORE": store}
     options = tuple(part for name, value in given.items() if value is not None for part in (name, str(value)))
     flags = UpFlags(
         model, workers, budget_share, listen or f"{host}:{port}", precision or "fp32", transport or "auto", token,
@@ -100,4 +102,4 @@ def up(
     # Sockets and other temporary files of all processes live and die in one folder.
     with tempfile.TemporaryDirectory(prefix="expertmesh-", dir=socket_root(), ignore_cleanup_errors=True) as folder:
         request = up_request(flags, Path(folder))
-        asyncio.run(run_up(request, os.environ, Console(stderr=True, highlight=False, soft_wrap=True), ready_file))
+        asyncio.run(run_up(request, environment, Console(stderr=True, highlight=False, soft_wrap=True), ready_file))

@@ -55,6 +55,9 @@ class ControllerSettings(BaseModel):
     """How long running answers may go on after a signal to end."""
 
 
+SECRETS = ("token", "store")
+
+
 def read_settings(flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None) -> ControllerSettings:
     """Merge the three sources; a flag that is None was not given.
 
@@ -69,7 +72,9 @@ def read_settings(flags: Mapping[str, Any], environment: Mapping[str, str], file
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise InvalidInput(f"setting {name!r}: {first['msg']} (got {first['input']!r})") from error
+        # For a missing field pydantic's input is the whole table, and tokens and store URLs are secrets anyway.
+        shown = "" if first["type"] == "missing" or name in SECRETS else f" (got {first['input']!r})"
+        raise InvalidInput(f"setting {name!r}: {first['msg']}{shown}") from error
 
 
 def data_folder(settings: ControllerSettings) -> Path:

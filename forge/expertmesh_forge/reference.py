@@ -1,7 +1,7 @@
 """The plain reference: a bundle run densely in numpy, to check what a mesh of workers answered.
 
 Every expert is computed for every row and masked by the layer's threshold; the whole text goes through in one pass. It
-shares no code with the gateway's gating, dispatch or execution, and none with the carving that made the bundle.
+shares no code with the gateway's gating, dispatch or execution; attention is that of the dense forward pass.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ class RunningUp:
     output: Path
     address: str = ""
     token: str | None = None
+    tls_folder: Path | None = None
     pids: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -39,6 +40,7 @@ class RunningUp:
     def refresh(self) -> None:
         state = json.loads(self.ready_file.read_text(encoding="utf-8"))
         self.address, self.token = state["address"], state["token"]
+        self.tls_folder = Path(state["tls_folder"]) if state["tls_folder"] else None
         self.pids = {entry["name"]: entry["pid"] for entry in state["processes"]}
 
     def stop(self, number: int = signal.SIGINT) -> int:

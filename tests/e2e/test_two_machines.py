@@ -68,22 +68,26 @@ def run_client(machine: list[str], *arguments: str) -> str:
     return done.stdout
 
 
-def test_a_worker_of_a_second_machine_joins_by_the_printed_line_and_serves(machines, tiny_folder, folder):
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "mutual TLS"])
+def test_a_worker_of_a_second_machine_joins_by_the_printed_line_and_serves(machines, tiny_folder, folder, secure):
     here, there = machines
     arguments = ["--model", str(tiny_folder), "--workers", "2", "--budget-share", "0.5", "--listen", "0.0.0.0:7070"]
+    arguments += ["--secure"] if secure else []
     with running_up(folder, arguments, prefix=here) as up:
         printed = next(line for line in up.said.splitlines() if "add a machine:" in line).partition("machine:")[2]
         assert "--join 10.77.0.1:7070 --token " in printed
         program, *line = shlex.split(printed)
         assert program == "expertmesh"
         log = (folder / "second.log").open("wb")
+        tls = up.tls_folder  # what `up` says to copy; here both machines see one file system
         worker = subprocess.Popen(
             [*there, sys.executable, "-m", "expertmesh.cli.main", *line, "--id", "second", "--budget", "8MB",
              "--cache", str(folder / "cache-of-second")],
-            stdout=log, stderr=log,
+            stdout=log, stderr=log, cwd=None if tls is None else tls.parent,
         )  # fmt: skip
         try:
             access = ["--server", "10.77.0.1:7070", "--token", str(up.token)]
+            access += [] if tls is None else ["--tls", str(tls)]
             holds = '"second"'
             until(lambda: holds in run_client(there, "experts", "--json", *access), 30)
             prompt_ids = Tokenizer.from_str(tokenizer_json().decode()).encode(PROMPT).ids

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from expertmesh_common.errors import CorruptData, InvalidInput, NotHere
 
@@ -66,6 +66,14 @@ class Gate(Frozen):
     weight_on: Literal["input", "output"] = "output"
     weights: Blob
 
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.picker == "threshold" and self.threshold is None:
+            raise ValueError("picker `threshold` needs a threshold")
+        if self.min_k > self.max_k:
+            raise ValueError(f"min_k {self.min_k} is above max_k {self.max_k}")
+        return self
+
 
 class Layer(Frozen):
     """A feed-forward block. `total_width` counts shared and routed neurons; shared ones live in the trunk."""
@@ -76,6 +84,17 @@ class Layer(Frozen):
     shared_width: Annotated[int, Field(ge=0)]
     total_width: Annotated[int, Field(gt=0)]
     experts: tuple[Expert, ...]
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if [e.index for e in self.experts] != list(range(len(self.experts))):
+            raise ValueError(f"the experts of layer {self.index} are not numbered 0, 1, 2, ...")
+        width = self.shared_width + sum(e.width for e in self.experts)
+        if width != self.total_width:
+            raise ValueError(
+                f"layer {self.index} has {width} neurons in its experts, total_width is {self.total_width}"
+            )
+        return self
 
 
 class Graph(Frozen):
@@ -141,6 +160,17 @@ class Manifest(Frozen):
     tokenizer: Tokenizer
     calibration: Calibration | None = None
     parent: Digest | None = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if [layer.index for layer in self.layers] != list(range(len(self.layers))):
+            raise ValueError("the layers are not numbered 0, 1, 2, ...")
+        if [s.index for s in self.trunk.segments] != list(range(len(self.layers) + 1)):
+            raise ValueError(f"{len(self.layers)} layers need the segments 0 to {len(self.layers)}, in order")
+        ids = [*self.tokenizer.eos_ids, self.tokenizer.bos_id or 0]
+        if max(ids) >= self.trunk.vocabulary:
+            raise ValueError(f"token {max(ids)} is beyond the vocabulary of {self.trunk.vocabulary}")
+        return self
 
     @cached_property
     def precisions(self) -> tuple[Precision, ...]:

@@ -27,6 +27,7 @@ class FrameSocket:
     def __init__(self, connection: socket.socket, limit: int = MAX_FRAME_BYTES) -> None:
         if connection.family in {socket.AF_INET, socket.AF_INET6}:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _notice_dead_peers(connection)
         connection.settimeout(None)
         self.connection = connection
         self._limit = limit
@@ -117,3 +118,12 @@ class FrameSocket:
 
     def close(self) -> None:
         self.connection.close()
+
+
+def _notice_dead_peers(connection: socket.socket) -> None:
+    """A machine that lost its power says nothing: have the kernel ask, and end the connection within 10 s."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 4), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 10_000)):
+        option = getattr(socket, name, None)  # not every system has all of them
+        if option is not None:
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)

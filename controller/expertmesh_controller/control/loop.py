@@ -122,6 +122,8 @@ class ControlLoop:
         except Precondition as error:
             log.warning("not leading any more: %s", error)
             self.leadership.resign()
+        except Exception:  # serving must outlive a decision that failed; the next tick decides again
+            log.exception("a round of decisions failed")
 
     async def _next_round(self) -> None:
         """Wait for news or the next tick; then gather a little more, unless somebody was lost."""

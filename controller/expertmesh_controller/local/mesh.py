@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TypeVar
 
 from expertmesh.aio_client import AsyncClient
 from expertmesh.channel import Tls
-from expertmesh.errors import ExpertmeshError
+from expertmesh.errors import DeadlineExceeded, ExpertmeshError
 from expertmesh.types import Node, Readiness
 from expertmesh_common.bundle.manifest import Manifest
 from expertmesh_common.clock import Clock
@@ -22,6 +23,7 @@ from expertmesh_controller.local.plan import UpRequest, budget_bytes, controller
 
 _CONTROLLER_START_S = 120.0
 _READY_S = 300.0
+_LOOK_EVERY_S = 2.0
 _PROGRESS_EVERY_S = 0.25
 
 Result = TypeVar("Result")
@@ -131,13 +133,32 @@ class LocalMesh:
                     f"{self._controller.last_words()}"
                 ) from None
 
+    async def _settled(self, client: AsyncClient) -> None:
+        """Return when every expert is served.
+
+        Raises:
+            Unavailable: every worker is there, and together they have no room for all experts.
+
+        """
+        end = time.monotonic() + _READY_S
+        while True:
+            try:
+                found = await client.wait_ready(deadline_s=_LOOK_EVERY_S)
+            except DeadlineExceeded:
+                if time.monotonic() > end:
+                    raise
+                continue
+            if found.workers >= self._request.workers or not found.missing_bytes:
+                _check_room(found)
+                return
+
     async def _ready(self, progress: Progress) -> tuple[Node, ...]:
         request = self._request
         tls = None if request.tls is None else Tls.in_folder(request.tls)
         async with AsyncClient(request.dial_address, token=request.token, tls=tls) as client:
             showing = asyncio.create_task(_show(client, progress))
             try:
-                _check_room(await client.wait_ready(deadline_s=_READY_S))
+                await self._settled(client)
             finally:
                 showing.cancel()
                 await asyncio.gather(showing, return_exceptions=True)

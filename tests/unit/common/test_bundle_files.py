@@ -1,5 +1,8 @@
 """Blobs, tensor files and manifests: what is written comes back, what is broken is refused by name."""
 
+import copy
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,6 +14,7 @@ from expertmesh_common.bundle.blobs import BlobStore
 from expertmesh_common.bundle.manifest import parse_manifest, read_manifest
 from expertmesh_common.bundle.tensors import ALIGNMENT, encode_tensors, read_tensors, read_views
 from expertmesh_common.errors import CorruptData, InvalidInput, NotHere
+from models.tiny_bundle import make_tiny_bundle
 
 
 @pytest.fixture
@@ -98,3 +102,57 @@ def test_a_newer_schema_asks_for_an_upgrade():
 def test_a_bad_field_is_named():
     with pytest.raises(CorruptData, match="name"):
         parse_manifest('{"schema_version": 1, "name": "/"}', "m")
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory) -> dict:
+    return json.loads((make_tiny_bundle(tmp_path_factory.mktemp("tiny")) / "manifest.json").read_text())
+
+
+def twice(manifest):
+    manifest["layers"][1]["index"] = 0
+
+
+def fewer_segments(manifest):
+    manifest["trunk"]["segments"].pop()
+
+
+def a_lost_expert(manifest):
+    manifest["layers"][0]["experts"].pop(1)
+
+
+def a_lost_neuron(manifest):
+    manifest["layers"][0]["total_width"] += 1
+
+
+def no_threshold(manifest):
+    manifest["layers"][0]["gate"]["threshold"] = None
+
+
+def crossed_limits(manifest):
+    manifest["layers"][0]["gate"]["min_k"] = 9
+
+
+def an_unknown_end(manifest):
+    manifest["tokenizer"]["eos_ids"] = [300]
+
+
+@pytest.mark.parametrize(
+    ("breaking", "said"),
+    [
+        (twice, "not numbered"),
+        (fewer_segments, "segments 0 to 3"),
+        (a_lost_expert, "experts of layer 0"),
+        (a_lost_neuron, "total_width"),
+        (no_threshold, "needs a threshold"),
+        (crossed_limits, "min_k 9"),
+        (an_unknown_end, "token 300"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused_with_the_reason(manifest, breaking, said):
+    parse_manifest(json.dumps(manifest), "m")
+    broken = copy.deepcopy(manifest)
+    breaking(broken)
+
+    with pytest.raises(CorruptData, match=said):
+        parse_manifest(json.dumps(broken), "m")

@@ -234,8 +234,11 @@ def test_an_unforeseen_error_fails_the_step_and_not_the_engine(bench: Bench, bun
     assert bench.ids(whole) == tiny.greedy_ids(bundle, [1, 2], 3)
 
 
-def test_values_that_are_not_numbers_fail_their_own_request_only(bench: Bench, bundle: Bundle) -> None:
-    first, second = bench.join([1], 10), bench.join([2], 10)
+@pytest.mark.parametrize(
+    "sampling", [SamplingOptions(), SamplingOptions(temperature=1, top_k=5)], ids=["greedy", "top_k"]
+)
+def test_values_that_are_not_numbers_fail_their_own_request_only(bench: Bench, bundle: Bundle, sampling) -> None:
+    first, second = bench.join([1], 10, sampling=sampling), bench.join([2], 10)
     bench.run(until=lambda: len(bench.ids(second)) == 2)
     plane_run = bench.plane.run
 

@@ -90,7 +90,7 @@ def test_a_bundle_whose_gate_tensors_do_not_fit_is_refused():
         a_gate(bias=np.zeros(3, np.float32))
     with pytest.raises(CorruptData, match="router"):
         a_gate(router=np.zeros((6, 6)))
-    with pytest.raises(InvalidInput, match="needs a threshold"):
+    with pytest.raises(ValueError, match="needs a threshold"):
         a_gate(threshold=None)
 
 

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 HANDSHAKE_TIMEOUT_S = 5.0
 MAX_CONNECTIONS = 256
+ACCEPT_PAUSE_S = 0.1
 
 
 class StreamServer:
@@ -100,8 +101,13 @@ class StreamServer:
             while True:
                 try:
                     raw, _ = listener.accept()
-                except OSError:  # shut down by stop()
-                    return
+                except OSError as error:
+                    if self._draining:  # shut down by stop()
+                        return
+                    # Out of descriptors, or a caller that hung up: the next one may fare better.
+                    log.warning("an expert stream could not be accepted: %s", error)
+                    time.sleep(ACCEPT_PAUSE_S)
+                    continue
                 self._admit(raw, tls)
 
     def _admit(self, raw: socket.socket, tls: ssl.SSLContext | None) -> None:

@@ -86,6 +86,7 @@ class Residents:
         held = self._held.get(name)
         if held is not None and (held.digest, held.instance.shape) == (digest, shape):
             return held.bytes
+        del held  # the copy that is replaced must have no other reference when its bytes count as free
         size = max(declared_bytes, resident_bytes(shape))
         self._reserve(name, shape, size)
         try:

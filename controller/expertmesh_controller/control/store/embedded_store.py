@@ -57,4 +57,7 @@ class EmbeddedStore(RedisStore):
             if self.server.pid is None and self._clock.monotonic() - self._started_at >= self._restart_s:
                 self._started_at = self._clock.monotonic()
                 log.warning("the embedded store ended; starting it again")
-                await self.server.start()
+                try:
+                    await self.server.start()
+                except (MeshError, OSError) as error:
+                    raise Unavailable(f"the embedded store cannot be started again: {error}") from error

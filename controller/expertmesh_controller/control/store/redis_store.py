@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit, urlunsplit
 
 import redis.asyncio
 import redis.exceptions
@@ -95,9 +96,9 @@ class RedisStore(Store):
             value = await answer
         except redis.exceptions.ResponseError as error:
             # A server that is loading its file or has no disk is as good as gone.
-            raise Unavailable(f"the store at {self.url} refuses: {error}") from error
+            raise Unavailable(f"the store at {redacted(self.url)} refuses: {error}") from error
         except (redis.exceptions.RedisError, OSError) as error:
-            raise Unavailable(f"the store at {self.url} does not answer: {error}") from error
+            raise Unavailable(f"the store at {redacted(self.url)} does not answer: {error}") from error
         finally:
             if task is not None and task.cancelling() > cancelled:
                 raise asyncio.CancelledError
@@ -115,3 +116,9 @@ def _term(name: str) -> str:
 def _fence(lease: Lease, newest: int) -> None:
     if lease.term != newest:
         raise Precondition(f"lease {lease.name!r} of term {lease.term} is over: term {newest} holds it now")
+
+
+def redacted(url: str) -> str:
+    """The URL without user and password, fit for logs."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

@@ -88,16 +88,19 @@ class Stepper:
         self._count_active(plan)
         jobs = [self._jobs[key] for key in plan.sampled_keys]
         broken = unusable(logits) if jobs else np.empty(0, np.bool_)
-        choices = choose(logits, [job.draw() for job in jobs])
+        sound = np.flatnonzero(~broken)
+        choices = iter(
+            choose(logits if len(sound) == len(jobs) else logits[sound], [jobs[row].draw() for row in sound])
+        )
         self.roster = advanced(self.roster, plan)
         if plan.chunk is not None and plan.chunk.ends_prompt:
             self._apply(*promoted(self.roster, plan.chunk.key))
         now = self._clock.monotonic()
-        for job, choice, bad in zip(jobs, choices, broken, strict=True):
+        for job, bad in zip(jobs, broken, strict=True):
             if bad:
                 self._leave(job.ticket.key, Failed(_not_a_number(job)))
             else:
-                self._hand_out(job, job.take(choice), now)
+                self._hand_out(job, job.take(next(choices)), now)
 
     def _hand_out(self, job: Job, events: Iterable[Event], now: float) -> None:
         facts = job.ticket.facts

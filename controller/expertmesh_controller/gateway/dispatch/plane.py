@@ -120,7 +120,8 @@ class ExpertPlane:
         failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
         for failure in failures:
             # A caller's short deadline says nothing about the worker.
-            blame = not (failure.late and time.monotonic() >= deadline)
+            late = failure.late or failure.status is Status.DEADLINE
+            blame = not (late and time.monotonic() >= deadline)
             self._roster.learn(failure, links[failure.message.worker], task.layer, blame)
         tokens, hidden = task.rows.shape
         out = combine(parts, (tokens, hidden), out)

@@ -94,6 +94,8 @@ class Roster:
                 with self._lock:
                     self._suspects.add(link.worker_id)
             return
+        if not blame:
+            return
         stale = failure.status is Status.STALE and failure.missing
         experts = failure.missing if stale else failure.message.expert.tolist()
         until = time.monotonic() + AVOID_S

@@ -13,7 +13,7 @@ import grpc
 from expertmesh_common.channel.frame import Reply, Request, decode_reply, encode_request
 from expertmesh_common.channel.messages import EXECUTE_METHOD, unwrap, wrap
 from expertmesh_common.errors import CorruptData
-from expertmesh_common.security import KEEPALIVE, MESSAGE_LIMITS, Security
+from expertmesh_common.security import KEEPALIVE, MESSAGE_LIMITS, TLS_OPTIONS, Security
 from expertmesh_controller.gateway.dispatch.links.base import Link, LinkDown, LinkTimeout
 from expertmesh_controller.gateway.dispatch.links.watchdog import Watchdog
 
@@ -24,7 +24,7 @@ def dial_blocking(address: str, security: Security) -> grpc.Channel:
     credentials = security.channel_credentials()
     if credentials is None:
         return grpc.insecure_channel(address, options)
-    return grpc.secure_channel(address, credentials, options)
+    return grpc.secure_channel(address, credentials, [*options, *TLS_OPTIONS])
 
 
 class GrpcLink(Link):

@@ -17,7 +17,7 @@ from expertmesh_common.channel.host import host_id
 from expertmesh_common.channel.layout import VERSION
 from expertmesh_common.channel.messages import SERVICE
 from expertmesh_common.errors import InvalidInput, MeshError, Precondition, Unavailable
-from expertmesh_common.security import Security
+from expertmesh_common.security import MESH_NAME, Security
 from expertmesh_controller.cluster.routes import WorkerRoute
 from expertmesh_controller.gateway.dispatch.links.base import Link
 from expertmesh_controller.gateway.dispatch.links.grpc import GrpcLink, dial_blocking, reason
@@ -133,4 +133,4 @@ def _connect_tcp(endpoint: common_pb2.Endpoint, security: Security) -> socket.so
     if context is None:
         return connection
     with connection:  # the wrapped socket takes the descriptor over; this closes it only if the handshake fails
-        return context.wrap_socket(connection, server_hostname=host)
+        return context.wrap_socket(connection, server_hostname=MESH_NAME)

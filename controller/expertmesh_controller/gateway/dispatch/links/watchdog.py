@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
+
+log = logging.getLogger(__name__)
 
 TICK_S = 0.05
 
@@ -55,6 +58,15 @@ class Watchdog:
                 self._changed.wait(TICK_S if self._limits else None)
                 now = time.monotonic()
                 for limit in self._limits:
-                    if limit.expires_at is not None and limit.expires_at <= now and not limit.passed:
+                    expires_at = limit.expires_at  # once: the engine's thread disarms it at any moment
+                    if expires_at is not None and expires_at <= now and not limit.passed:
                         limit.passed = True
-                        limit.cancel()
+                        _cancel(limit)
+
+
+def _cancel(limit: Limit) -> None:
+    """One call that cannot be cancelled must not leave all others unwatched."""
+    try:
+        limit.cancel()
+    except Exception:
+        log.exception("a call that took too long could not be cancelled")
