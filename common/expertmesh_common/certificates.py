@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from expertmesh_common.errors import InvalidInput
 from expertmesh_common.security import MESH_NAME, TlsFiles
 
 VALID_DAYS = 365
@@ -30,6 +31,23 @@ def mint_development_ca(folder: Path, hosts: Sequence[str]) -> TlsFiles:
     _write(folder / "cert.pem", certificate.public_bytes(serialization.Encoding.PEM))
     _write(folder / "key.pem", _key_bytes(key))
     return TlsFiles.in_folder(folder)
+
+
+def development_ca(folder: Path, hosts: Sequence[str]) -> TlsFiles:
+    """The authority's files in `folder`: those that are there while they are good for a day more, else new ones.
+
+    Kept, because other meshes of this user and copies on other machines rely on them.
+    """
+    try:
+        files = TlsFiles.in_folder(folder)
+        certificate = x509.load_pem_x509_certificate(files.certificate.read_bytes())
+    except (InvalidInput, ValueError):
+        return mint_development_ca(folder, hosts)
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    good = certificate.not_valid_after_utc > dt.datetime.now(dt.UTC) + dt.timedelta(days=1)
+    if good and MESH_NAME in names.get_values_for_type(x509.DNSName):
+        return files
+    return mint_development_ca(folder, hosts)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -68,7 +68,7 @@ def make_plane():
     def make(transport="unix", local=None, hop_s=2.0):
         experts = tuple(Expert(index=e, width=WIDTH + e, frequency=0.5, blobs={}) for e in range(EXPERTS))
         layers = [
-            Layer(index=i, kind="moe", gate=CONFIG, shared_width=1, total_width=99, experts=experts)
+            Layer(index=i, kind="moe", gate=CONFIG, shared_width=1, total_width=39, experts=experts)
             for i in range(LAYERS)
         ]
         gates = [Gate(CONFIG, {"router": ROUTER, "bias": np.zeros(EXPERTS, np.float32)}) for _ in range(LAYERS)]

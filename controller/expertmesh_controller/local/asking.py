@@ -85,9 +85,9 @@ def _tls_folder(flags: UpFlags) -> Path | None:
     if flags.tls is not None or not flags.secure:
         return None if flags.tls is None else flags.tls.absolute()
     # Imported here: cryptography costs a tenth of a second that a plain start need not pay.
-    from expertmesh_common.certificates import mint_development_ca  # noqa: PLC0415
+    from expertmesh_common.certificates import development_ca  # noqa: PLC0415
 
     folder = home_folder() / "tls"
     hosts = ("localhost", "127.0.0.1", "::1", reachable_host(), socket.gethostname())
-    mint_development_ca(folder, tuple(dict.fromkeys(hosts)))
+    development_ca(folder, tuple(dict.fromkeys(hosts)))
     return folder

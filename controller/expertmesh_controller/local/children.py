@@ -102,7 +102,9 @@ class Child:
             delay_s = restart_delay_s(self._policy, failures)
             if delay_s is None:
                 raise Unavailable(f"{self.spec.name} ended {failures} times in a row: {self.last_words()}")
-            self._tell(f"{self.spec.name} {_ending(code)}; it starts again in {delay_s:g} s: {self.last_words()}")
+            # Who was killed from outside had no reason to say anything about it.
+            words = f": {self.last_words()}" if code > 0 else ""
+            self._tell(f"{self.spec.name} {_ending(code)}; it starts again in {delay_s:g} s{words}")
             await self._clock.sleep(delay_s)
 
     async def _live(self) -> int:

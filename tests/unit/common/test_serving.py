@@ -5,7 +5,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from expertmesh_api.v1 import blobs_pb2, blobs_pb2_grpc
-from expertmesh_common.certificates import mint_development_ca
+from expertmesh_common.certificates import development_ca, mint_development_ca
 from expertmesh_common.errors import Exhausted, NotHere
 from expertmesh_common.security import Security, TlsFiles, dial
 from expertmesh_common.serving import RETRY_AFTER_KEY, Serving
@@ -100,4 +100,22 @@ async def test_health_needs_no_token():
     async with dial(address, Security()) as channel:
         answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    await serving.stop(0)
+
+
+def test_a_good_authority_is_kept_and_a_broken_one_replaced(tmp_path):
+    first = development_ca(tmp_path, ["localhost"]).certificate.read_bytes()
+    assert development_ca(tmp_path, ["localhost"]).certificate.read_bytes() == first
+    (tmp_path / "cert.pem").write_bytes(b"nonsense")
+    assert development_ca(tmp_path, ["localhost"]).certificate.read_bytes() not in {first, b"nonsense"}
+
+
+async def test_a_certificate_that_is_not_of_the_mesh_by_name_is_refused(tls, tmp_path, monkeypatch):
+    monkeypatch.setattr("expertmesh_common.certificates.MESH_NAME", "other")
+    nameless = mint_development_ca(tmp_path, ["127.0.0.1"])
+    serving, address = await serve(Security(nameless))
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await fetch(address, Security(nameless))
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
     await serving.stop(0)
