@@ -35,14 +35,25 @@ class State:
 
     address: str
     token: str
+    pids: dict[str, int]
 
 
 @contextlib.contextmanager
-def mesh(bundle: Path, transport: str, precision: str, folder: Path) -> Iterator[State]:
+def mesh(bundle: Path, transport: str, precision: str, folder: Path, *more: str) -> Iterator[State]:
     """A mesh of one controller and three workers, ended with SIGINT as a person would."""
     ready = folder / f"{transport}.json"
     command = [sys.executable, "-m", "expertmesh.cli.main", "up", "--model", str(bundle), "--port", "0"]
-    command += ["--transport", transport, "--precision", precision, "--ready-file", str(ready), "--store", "memory"]
+    command += [
+        "--transport",
+        transport,
+        "--precision",
+        precision,
+        "--ready-file",
+        str(ready),
+        "--store",
+        "memory",
+        *more,
+    ]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + START_S
@@ -51,7 +62,7 @@ def mesh(bundle: Path, transport: str, precision: str, folder: Path) -> Iterator
                 sys.exit(f"the {transport} mesh did not start; try: {' '.join(command)}")
             time.sleep(0.1)
         state = json.loads(ready.read_text())
-        yield State(state["address"], state["token"])
+        yield State(state["address"], state["token"], {p["name"]: p["pid"] for p in state["processes"]})
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)
