@@ -193,3 +193,15 @@ def test_what_cannot_work_is_refused_in_one_line(tiny_folder, tmp_path, argument
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_workers_whose_memory_does_not_pack_are_refused_with_what_is_missing(tiny_folder, folder):
+    (folder / "tmp").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "expertmesh.cli.main", "up", "--cache", str(folder),
+         *up_arguments(tiny_folder, "--workers", "5", "--budget-share", "0.2", "--store", "memory")],
+        env={**os.environ, "TMPDIR": str(folder / "tmp")}, capture_output=True, text=True, timeout=90, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "have no room for" in done.stderr
+    assert "raise --budget-share" in done.stderr

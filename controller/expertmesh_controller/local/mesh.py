@@ -24,6 +24,7 @@ from expertmesh_controller.local.plan import UpRequest, budget_bytes, controller
 _CONTROLLER_START_S = 120.0
 _READY_S = 300.0
 _LOOK_EVERY_S = 2.0
+_LOOKS = 3
 _PROGRESS_EVERY_S = 0.25
 
 Result = TypeVar("Result")
@@ -137,20 +138,21 @@ class LocalMesh:
         """Return when every expert is served.
 
         Raises:
-            Unavailable: every worker is there, and together they have no room for all experts.
+            Unavailable: every worker is there, nothing moves any more, and they have no room for all experts.
 
         """
-        end = time.monotonic() + _READY_S
-        while True:
-            try:
+        end, still, before = time.monotonic() + _READY_S, 0, None
+        while time.monotonic() < end:
+            with contextlib.suppress(DeadlineExceeded):
                 found = await client.wait_ready(deadline_s=_LOOK_EVERY_S)
-            except DeadlineExceeded:
-                if time.monotonic() > end:
-                    raise
-                continue
-            if found.workers >= self._request.workers or not found.missing_bytes:
-                _check_room(found)
-                return
+                if not found.missing_bytes:
+                    return
+                # Workers that have just joined have no placement yet: only what stays missing is missing.
+                still = still + 1 if found == before and found.workers >= self._request.workers else 0
+                before = found
+                if still >= _LOOKS:
+                    _check_room(found)
+        raise Unavailable(f"the mesh was not ready within {_READY_S:g} s: {self._controller.last_words()}")
 
     async def _ready(self, progress: Progress) -> tuple[Node, ...]:
         request = self._request
