@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -68,6 +69,7 @@ def test_versions_further_apart_are_refused_and_told_what_to_upgrade(version: st
         ({"version": "new"}, "version"),
         ({"endpoints": []}, "endpoint"),
         ({"capabilities": membership_pb2.Capabilities()}, "budget_bytes"),
+        ({"capabilities": membership_pb2.Capabilities(budget_bytes=1, speed_rows_per_s=math.nan)}, "speed_rows_per_s"),
     ],
 )
 def test_a_hello_with_a_wrong_field_names_it(changes: dict[str, object], word: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -64,6 +65,9 @@ def read_hello(message: membership_pb2.Hello, own_version: str) -> Hello:
         raise InvalidInput(f"worker {message.worker_id}: generation is empty; it must be new at every start")
     if message.capabilities.budget_bytes == 0:
         raise InvalidInput(f"worker {message.worker_id}: budget_bytes is 0, so it could hold no expert; set --budget")
+    speed = message.capabilities.speed_rows_per_s
+    if not math.isfinite(speed) or speed < 0:
+        raise InvalidInput(f"worker {message.worker_id}: speed_rows_per_s is {speed}; it must be a finite number >= 0")
     endpoints = tuple(EndpointAddress.from_proto(e) for e in message.endpoints)
     if not any(e.transport == "grpc" for e in endpoints):
         raise InvalidInput(f"worker {message.worker_id}: no grpc endpoint; gateways dial that first, whatever they use")
