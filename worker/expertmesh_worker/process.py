@@ -64,7 +64,7 @@ class Worker:
         """
         remove_stale_partials(self._cache.store.folder)
         listen = listen_address(self._settings)
-        behind = Behind(self._runtime, self._reporter.stat, self._cache.store)
+        behind = Behind(self._runtime, self._runtime.recurring, self._reporter.stat, self._cache.store)
         advertised = advertised_host(self._settings, listen)
         doors = await open_doors(behind, self._identity, self._security, listen, advertised)
         log.info("worker %s listens on %s", self._settings.worker_id, doors.endpoint.address)

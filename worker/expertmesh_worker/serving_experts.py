@@ -16,6 +16,7 @@ from expertmesh_common.channel.messages import SERVICE as EXPERTS
 from expertmesh_common.clock import SystemClock
 from expertmesh_common.security import Security
 from expertmesh_common.serving import Serving
+from expertmesh_worker.channel.answering import Shortcut
 from expertmesh_worker.channel.experts_service import ExpertsService, Identity
 from expertmesh_worker.channel.stream_server import StreamServer
 from expertmesh_worker.channel.tickets import Tickets
@@ -43,6 +44,7 @@ class Behind:
     """What is served: experts, their statistics, and the blobs of the cache."""
 
     host: ExpertHost
+    shortcut: Shortcut
     stat: Callable[[], experts_pb2.StatResponse]
     blobs: BlobStore
 
@@ -55,12 +57,12 @@ async def open_doors(behind: Behind, identity: Identity, security: Security, lis
 
     """
     tickets = Tickets(SystemClock())
-    streams = StreamServer(behind.host, tickets, security.ssl_server_context())
+    streams = StreamServer(behind.host, tickets, security.ssl_server_context(), shortcut=behind.shortcut)
     unix = [streams.listen_unix()] if hasattr(socket, "AF_UNIX") else []
     tcp = streams.listen_tcp(split_address(listen)[0], advertise=_bracketed(advertise))
     identity = replace(identity, streams=(*unix, tcp))
     serving = Serving(security)
-    experts = ExpertsService(behind.host, tickets, identity, behind.stat)
+    experts = ExpertsService(behind.host, tickets, identity, behind.stat, behind.shortcut)
     experts.add_to(serving.server)
     blobs_pb2_grpc.add_BlobsServicer_to_server(BlobService(lambda: (behind.blobs,)), serving.server)
     try:

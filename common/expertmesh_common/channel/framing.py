@@ -61,6 +61,13 @@ class FrameSocket:
             raise TimeoutError(f"a frame of {total} bytes was not taken in time") from None
         return total
 
+    def send_whole(self, frame: bytes) -> None:
+        """Send one frame that lies in one piece. Raises as `send`."""
+        try:
+            self.connection.sendall(frame)
+        except BlockingIOError:
+            raise TimeoutError(f"a frame of {len(frame)} bytes was not taken in time") from None
+
     def _send_parts(self, chunks: Sequence[Chunk], total: int) -> None:
         """One `sendmsg`, and the rest, if any, chunk by chunk."""
         sent = self.connection.sendmsg(chunks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from expertmesh_common.channel.frame import Reply, Request, Status, decode_request, encode_reply
 from expertmesh_common.channel.host import ExpertHost
@@ -15,10 +15,23 @@ log = logging.getLogger(__name__)
 
 
 class Answer(NamedTuple):
-    """A reply frame; `last` means that the connection cannot be trusted after it."""
+    """A reply frame; `last` means that the connection cannot be trusted after it, `good` that its status is OK."""
 
     chunks: list[Chunk]
     last: bool = False
+    good: bool = False
+
+
+class Shortcut(Protocol):
+    """Answers frames that recur without decoding them."""
+
+    def answer(self, data: memoryview) -> bytes | None:
+        """The reply to one whole request frame, or None: it has to go the long way."""
+        ...
+
+    def learn(self, data: memoryview) -> None:
+        """The long way answered this frame: it may recur."""
+        ...
 
 
 def answer(host: ExpertHost, data: memoryview, waited_ms: float = 0.0) -> Answer:
@@ -27,7 +40,8 @@ def answer(host: ExpertHost, data: memoryview, waited_ms: float = 0.0) -> Answer
         request = decode_request(data)
     except CorruptData as error:
         return Answer(refuse(error), last=True)
-    return Answer(encode_reply(_execute(host, request, waited_ms)))
+    reply = _execute(host, request, waited_ms)
+    return Answer(encode_reply(reply), good=reply.status is Status.OK)
 
 
 def refuse(error: CorruptData) -> list[Chunk]:

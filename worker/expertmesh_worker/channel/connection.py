@@ -6,10 +6,12 @@ import contextlib
 import logging
 import socket
 
+import numpy as np
+
 from expertmesh_common.channel.framing import FrameSocket
 from expertmesh_common.channel.host import ExpertHost
 from expertmesh_common.errors import CorruptData
-from expertmesh_worker.channel.answering import answer, refuse
+from expertmesh_worker.channel.answering import Shortcut, answer, refuse
 
 log = logging.getLogger(__name__)
 
@@ -17,17 +19,22 @@ log = logging.getLogger(__name__)
 class Connection:
     """Serves one peer in the calling thread; `drain` and `abort` may be called from another."""
 
-    def __init__(self, frames: FrameSocket, host: ExpertHost) -> None:
-        self._frames, self._host = frames, host
+    def __init__(self, frames: FrameSocket, host: ExpertHost, shortcut: Shortcut | None = None) -> None:
+        self._frames, self._host, self._shortcut = frames, host, shortcut
         self._draining = False
 
     def run(self) -> None:
         """Answer frames until the peer closes, the connection fails, a frame is malformed, or a drain."""
         try:
-            while not self._draining and self._step():
-                pass
+            # The square of a huge, but finite row overflows: a reason to look closer, not to warn. Once, not per row.
+            with np.errstate(over="ignore"):
+                self._serve()
         except OSError as error:
             log.info("expert stream ended: %s", error)
+
+    def _serve(self) -> None:
+        while not self._draining and self._step():
+            pass
 
     def _step(self) -> bool:
         """Answer one frame; whether another may follow."""
@@ -38,8 +45,15 @@ class Connection:
             return False
         if data is None:
             return False
+        shortcut = self._shortcut
+        known = None if shortcut is None else shortcut.answer(data)
+        if known is not None:
+            self._frames.send_whole(known)
+            return True
         reply = answer(self._host, data)
         self._frames.send(reply.chunks)
+        if reply.good and shortcut is not None:
+            shortcut.learn(data)
         return not reply.last
 
     def drain(self) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
+import numpy as np
 
 from expertmesh_api.v1 import common_pb2, experts_pb2
 from expertmesh_common.channel.frame import MAX_FRAME_BYTES
@@ -17,7 +18,7 @@ from expertmesh_common.channel.host import ExpertHost
 from expertmesh_common.channel.layout import VERSION
 from expertmesh_common.channel.messages import SERVICE, unwrap, wrap
 from expertmesh_common.errors import CorruptData, InvalidInput, Precondition, Unavailable
-from expertmesh_worker.channel.answering import Answer, answer, refuse
+from expertmesh_worker.channel.answering import Answer, Shortcut, answer, refuse
 from expertmesh_worker.channel.tickets import Tickets
 
 INLINE_BYTES = 64 * 1024  # larger requests run in a thread, so that heartbeats and health keep their turn
@@ -42,8 +43,14 @@ class ExpertsService:
     """Serves one host's experts. `stat` makes the answer of Stat."""
 
     def __init__(
-        self, host: ExpertHost, tickets: Tickets, identity: Identity, stat: Callable[[], experts_pb2.StatResponse]
+        self,
+        host: ExpertHost,
+        tickets: Tickets,
+        identity: Identity,
+        stat: Callable[[], experts_pb2.StatResponse],
+        shortcut: Shortcut | None = None,
     ) -> None:
+        self._shortcut = shortcut
         self._host, self._tickets, self._identity, self._stat = host, tickets, identity, stat
         self._busy: dict[asyncio.Task[object], bool] = {}
         self._draining = False
@@ -117,8 +124,20 @@ class ExpertsService:
         except CorruptData as error:
             return Answer(refuse(error), last=True)
         if len(data) <= INLINE_BYTES:
-            return answer(self._host, data)
+            return self._answer_now(data)
         return await asyncio.to_thread(_answer_later, self._host, data, time.monotonic())
+
+    def _answer_now(self, data: memoryview) -> Answer:
+        if self._shortcut is None:
+            return answer(self._host, data)
+        with np.errstate(over="ignore"):
+            known = self._shortcut.answer(data)
+        if known is not None:
+            return Answer([known])
+        found = answer(self._host, data)
+        if found.good:
+            self._shortcut.learn(data)
+        return found
 
     def _refuse_when_draining(self) -> None:
         if self._draining:

@@ -18,6 +18,7 @@ from expertmesh_common.channel.handshake import read_ticket
 from expertmesh_common.channel.host import ExpertHost
 from expertmesh_common.errors import InvalidInput, MeshError
 from expertmesh_common.socket_folders import socket_root
+from expertmesh_worker.channel.answering import Shortcut
 from expertmesh_worker.channel.connection import Connection
 from expertmesh_worker.channel.tickets import Tickets
 
@@ -37,8 +38,11 @@ class StreamServer:
         tickets: Tickets,
         tls: ssl.SSLContext | None = None,
         limit: int = MAX_FRAME_BYTES,
+        *,
         handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S,
+        shortcut: Shortcut | None = None,
     ) -> None:
+        self._shortcut = shortcut
         self._host, self._tickets, self._tls, self._limit = host, tickets, tls, limit
         self._handshake_timeout_s = handshake_timeout_s
         self._listeners: list[socket.socket] = []
@@ -127,7 +131,7 @@ class StreamServer:
             with raw if tls is None else tls.wrap_socket(raw, server_side=True) as stream:
                 if self._handshake(stream):
                     stream.settimeout(None)
-                    self._run(Connection(FrameSocket(stream, self._limit), self._host))
+                    self._run(Connection(FrameSocket(stream, self._limit), self._host, self._shortcut))
         except (OSError, MeshError) as error:
             log.warning("expert stream refused in its handshake: %s", error)
         finally:

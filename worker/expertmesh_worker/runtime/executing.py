@@ -12,6 +12,7 @@ from expertmesh_common.channel.frame import Reply, Request, Status
 from expertmesh_common.errors import DeadlinePassed, InvalidInput
 from expertmesh_worker.runtime.lanes import Lane, Lanes, Rows
 from expertmesh_worker.runtime.pairs import by_expert
+from expertmesh_worker.runtime.recurring import Recurring
 from expertmesh_worker.runtime.residents import Layer, Residents
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class Runtime:
         self._lanes = lanes
         self._frames = [0 for _ in lanes.all]
         self._rows = [0 for _ in lanes.all]
+        self.recurring = Recurring(residents, lanes, self._count)
 
     @property
     def work(self) -> Work:
@@ -71,9 +73,12 @@ class Runtime:
         rows = _checked_rows(request, layer)
         compute = _single_row if len(rows) == 1 else _many_rows
         out = compute(request, lane.number, layer, rows, experts)
-        self._frames[lane.number] += 1
-        self._rows[lane.number] += len(experts)
+        self._count(lane.number, len(experts))
         return Reply.of_rows(request.seq, out)
+
+    def _count(self, lane: int, pairs: int) -> None:
+        self._frames[lane] += 1
+        self._rows[lane] += pairs
 
 
 def _checked_rows(request: Request, layer: Layer) -> Rows:

@@ -53,6 +53,13 @@ class Lanes:
         except queue.Empty:
             return self._wait(timeout_s)
 
+    def take_free(self) -> Lane | None:
+        """A lane that is free now, None if there is none."""
+        try:
+            return self._free.get_nowait()
+        except queue.Empty:
+            return None
+
     def give(self, lane: Lane) -> None:
         self._free.put(lane)
 

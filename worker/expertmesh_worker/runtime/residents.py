@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from expertmesh_common.channel.frame import model_key
 from expertmesh_common.errors import InvalidInput, Precondition
@@ -55,8 +56,12 @@ class Residents:
         self._provider = provider
         self._lanes = lanes
         self._layers: Mapping[LayerKey, Layer] = {}
+        self.recurring: dict[Any, Any] = {}
+        """What `Recurring` knows of the present table; a new table starts with none, so that nothing is kept alive."""
         self._held: Mapping[ExpertName, Resident] = {}
         self._reserved_bytes = 0
+        self.loads, self.evictions = 0, 0
+        """Totals since the start; a copy that is replaced counts as evicted."""
         self._change = threading.Lock()  # guards the tables and the sum
         self._release = threading.Lock()  # one grace period at a time
 
@@ -136,13 +141,15 @@ class Residents:
             held, layer = dict(self._held), dict(self._layers.get(key, _NO_EXPERTS))
             before = held.pop(name, None)
             layer.pop(name.index, None)
+            self.loads += resident is not None
+            self.evictions += before is not None
             if resident is not None:
                 held[name] = resident
                 layer[name.index] = resident.instance
             layers = {**self._layers, key: layer}
             if not layer:
                 del layers[key]
-            self._held, self._layers = held, layers
+            self._held, self._layers, self.recurring = held, layers, {}
         return [] if before is None else [before]
 
     def _free(self, removed: list[Resident]) -> None:

@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expertmesh_controller.cluster.routes import ExpertAt, RouteTable, WorkerRoute, prefer
+from expertmesh_controller.gateway.dispatch.exchange import Call
 from expertmesh_controller.gateway.dispatch.links.base import Link
 from expertmesh_controller.gateway.dispatch.plan import Plan, plan_dispatch
+from expertmesh_controller.gateway.dispatch.recurring import Round, prepare
 from expertmesh_controller.gateway.gating.routing import Routing
 
 MAX_REMEMBERED = 16384  # plans of single rows, over all layers
@@ -28,16 +30,25 @@ class Assignment:
     links: tuple[Link, ...]
     owner: tuple[NDArray[np.intp], ...]
     _plans: dict[Routing, Plan]
+    _rounds: dict[Plan, Round | None]
 
     def plan(self, layer: int, routing: Routing) -> Plan:
-        """The plan for a routing; gates hand out the same routing of a single row again, so its plan is remembered."""
-        if routing.tokens != 1:
+        """The plan for a routing, remembered if the routing recurs."""
+        if not routing.recurs:
             return plan_dispatch(routing, self.owner[layer])
         found = self._plans.get(routing)
         if found is None:
             if len(self._plans) >= MAX_REMEMBERED:
                 self._plans.clear()
+                self._rounds.clear()
             found = self._plans[routing] = plan_dispatch(routing, self.owner[layer])
+        return found
+
+    def round(self, plan: Plan, call: Call) -> Round | None:
+        """The prepared exchange of a plan that recurs; None if it has to go the long way."""
+        if plan in self._rounds:
+            return self._rounds[plan]
+        found = self._rounds[plan] = prepare(call, plan.messages, self.links)
         return found
 
 
@@ -63,4 +74,4 @@ def assign(
         if layer < len(owner) and index < len(owner[layer]):
             owner[layer][index] = numbers[worker_id]
     links = tuple(up[worker_id] for worker_id in numbers)
-    return Assignment((table.epoch.term, table.epoch.n), links, owner, {})
+    return Assignment((table.epoch.term, table.epoch.n), links, owner, {}, {})

@@ -93,15 +93,19 @@ def _post(call: Call, message: Message, link: Link, expiry: float, now: float) -
     try:
         link.post(call.request(message, max(1, int((expiry - now) * 1000))), expiry)
     except LinkDown as error:
-        return _broken(message, error)
+        return broken(message, error)
     return None
 
 
 def _take(call: Call, message: Message, link: Link, expiry: float) -> Outcome:
     try:
-        reply = link.take(expiry)
+        return judged(call, message, link, link.take(expiry))
     except LinkDown as error:
-        return _broken(message, error)
+        return broken(message, error)
+
+
+def judged(call: Call, message: Message, link: Link, reply: Reply) -> Outcome:
+    """What a reply brings: the rows asked for, or why not."""
     if reply.status is not Status.OK:
         return _refusal(call, message, link, reply)
     rows, shape = reply.rows, call.task.rows.shape
@@ -112,7 +116,8 @@ def _take(call: Call, message: Message, link: Link, expiry: float) -> Outcome:
     return rows  # type: ignore[return-value]  # the dtype was checked
 
 
-def _broken(message: Message, error: LinkDown) -> Failure:
+def broken(message: Message, error: LinkDown) -> Failure:
+    """The failure of a link."""
     return Failure(message, Status.FAILED, str(error), broken=True, late=isinstance(error, LinkTimeout))
 
 

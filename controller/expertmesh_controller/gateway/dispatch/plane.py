@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -18,6 +19,7 @@ from expertmesh_controller.gateway.dispatch.counters import Counters, Traffic
 from expertmesh_controller.gateway.dispatch.exchange import Call, Failure, HopTimeout, Task, exchange
 from expertmesh_controller.gateway.dispatch.links.pool import LinkPool
 from expertmesh_controller.gateway.dispatch.plan import Plan, merge
+from expertmesh_controller.gateway.dispatch.recurring import exchange_row
 from expertmesh_controller.gateway.dispatch.roster import Roster
 from expertmesh_controller.gateway.gating.gate import Gate
 from expertmesh_controller.gateway.gating.routing import Routing
@@ -47,14 +49,15 @@ class ExpertPlane:
         """Take over a route table unless it is older than the one in use. Links open in the background."""
         self._roster.update(table)
 
-    def run(self, layer: int, rows: Floats, deadline: float) -> Floats:
+    def run(self, layer: int, rows: Floats, deadline: float, patience_s: float = math.inf) -> Floats:
         """The sum of the routed experts of MoE layer `layer` for rows float32 [T, hidden], a new array of that shape.
 
         `deadline` is in monotonic seconds. Pairs whose worker fails (only they) go to another replica; while no replica
-        is live the call waits for a newer table or a link.
+        is live the call waits for a newer table or a link, for at most `patience_s`. Live, but slow replicas have until
+        the deadline.
 
         Raises:
-            Unavailable: an expert had no live replica until the deadline.
+            Unavailable: an expert had no live replica until the deadline, or for `patience_s`.
             DeadlinePassed: the deadline is over and replicas were live, but slow.
             InvalidInput: the rows do not fit the layer.
 
@@ -64,7 +67,7 @@ class ExpertPlane:
         self.counters.note(layer, routing)
         if not routing.pairs:
             return np.zeros_like(rows)
-        return self._serve(Task(self._key, layer, gate.weight_on, rows), routing, deadline)
+        return self._serve(Task(self._key, layer, gate.weight_on, rows), routing, deadline, patience_s)
 
     @property
     def last_active(self) -> NDArray[np.int32]:
@@ -84,9 +87,10 @@ class ExpertPlane:
         """Close every link. Call when no run is under way."""
         self._pool.close()
 
-    def _serve(self, task: Task, pending: Routing, deadline: float) -> Floats:
+    def _serve(self, task: Task, pending: Routing, deadline: float, patience_s: float) -> Floats:
         out: Floats | None = None
         last_failure: Failure | None = None
+        wait_until = min(deadline, time.monotonic() + patience_s)
         while True:
             assignment = self._roster.current()
             plan = assignment.plan(task.layer, pending)
@@ -98,10 +102,13 @@ class ExpertPlane:
                 last_failure = failures[0] if failures else last_failure
                 pending = _rest(failures, plan.unserved, pending.tokens)
                 self.counters.retried_pairs += pending.pairs
-            if not plan.messages and not self._roster.wait(deadline):
+            if not plan.messages and not self._roster.wait(wait_until):
                 raise _unavailable(task.layer, pending, assignment, last_failure)
-            if time.monotonic() >= deadline:
+            now = time.monotonic()
+            if now >= deadline:
                 raise _too_late(task.layer, pending, last_failure)
+            if now >= wait_until:  # nothing is under way: whoever asked may look around, and ask again
+                raise _unavailable(task.layer, pending, assignment, last_failure)
 
     def _round(
         self, task: Task, plan: Plan, assignment: Assignment, deadline: float, out: Floats | None
@@ -110,8 +117,13 @@ class ExpertPlane:
         self._seq += 1
         self.counters.frames += len(plan.messages)
         links = assignment.links
+        call = Call(self._seq, assignment.epoch, task)
+        prepared = assignment.round(plan, call) if plan.recurs else None
         try:
-            outcomes = exchange(Call(self._seq, assignment.epoch, task), plan.messages, links, self._timeout, deadline)
+            if prepared is None:
+                outcomes = exchange(call, plan.messages, links, self._timeout, deadline)
+            else:
+                outcomes = exchange_row(call, prepared, self._timeout, deadline)
         except BaseException:
             for message in plan.messages:  # replies may still be under way on these links
                 self._pool.drop(links[message.worker])

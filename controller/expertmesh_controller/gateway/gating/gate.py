@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +67,7 @@ class Gate:
         if found is None:
             found = self._routing(scores, picked)
             if len(self._remembered) < MAX_REMEMBERED:
-                self._remembered[key] = found
+                found = self._remembered[key] = replace(found, recurs=True)
         return found
 
     def explain(self, rows: Floats, allowed: Mask | None = None) -> Explanation:

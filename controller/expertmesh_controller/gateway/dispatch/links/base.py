@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
-from expertmesh_common.channel.frame import Reply, Request
-from expertmesh_common.errors import Unavailable
+from expertmesh_common.channel.frame import Reply, Request, decode_reply, encode_request
+from expertmesh_common.channel.layout import Chunk
+from expertmesh_common.errors import CorruptData, Unavailable
 
 
 class LinkDown(Unavailable):
@@ -51,3 +53,37 @@ class Link(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release what the link holds. May be called again."""
+
+
+class FramedLink(Link):
+    """A link to another process: requests and replies travel as frames."""
+
+    def post(self, request: Request, expires_at: float) -> None:
+        self.send(encode_request(request), expires_at)
+
+    def take(self, expires_at: float) -> Reply:
+        return self.decode(self.receive(expires_at))
+
+    def decode(self, frame: memoryview) -> Reply:
+        """What `receive` brought, as a reply over its memory.
+
+        Raises:
+            LinkDown: it is none.
+
+        """
+        try:
+            return decode_reply(frame)
+        except CorruptData as error:
+            raise self.failed(error) from error
+
+    def failed(self, error: Exception | str) -> LinkDown:
+        """The error that says that this link failed, and why."""
+        return LinkDown(f"{self.transport} link to worker {self.worker_id} failed: {error}")
+
+    @abstractmethod
+    def send(self, frame: Sequence[Chunk], expires_at: float) -> None:
+        """Send a whole request frame, given in pieces. Raises as `post`."""
+
+    @abstractmethod
+    def receive(self, expires_at: float) -> memoryview:
+        """The whole frame that answers the one sent last, valid until the next call. Raises as `take`."""

@@ -7,14 +7,15 @@ share one poller, so every event wakes both) or two thread changes per hop; meas
 from __future__ import annotations
 
 import queue
+from collections.abc import Sequence
 
 import grpc
 
-from expertmesh_common.channel.frame import Reply, Request, decode_reply, encode_request
+from expertmesh_common.channel.layout import Chunk
 from expertmesh_common.channel.messages import EXECUTE_METHOD, unwrap, wrap
 from expertmesh_common.errors import CorruptData
 from expertmesh_common.security import KEEPALIVE, MESSAGE_LIMITS, TLS_OPTIONS, Security
-from expertmesh_controller.gateway.dispatch.links.base import Link, LinkDown, LinkTimeout
+from expertmesh_controller.gateway.dispatch.links.base import FramedLink, LinkDown, LinkTimeout
 from expertmesh_controller.gateway.dispatch.links.watchdog import Watchdog
 
 
@@ -27,7 +28,7 @@ def dial_blocking(address: str, security: Security) -> grpc.Channel:
     return grpc.secure_channel(address, credentials, [*options, *TLS_OPTIONS])
 
 
-class GrpcLink(Link):
+class GrpcLink(FramedLink):
     """Owns the channel and one Execute call on it."""
 
     def __init__(self, worker_id: str, channel: grpc.Channel, security: Security, watchdog: Watchdog) -> None:
@@ -39,25 +40,25 @@ class GrpcLink(Link):
         self._watchdog = watchdog
         self._limit = watchdog.guard(self._call.cancel)
 
-    def post(self, request: Request, expires_at: float) -> None:  # noqa: ARG002 - the queue always takes it
-        message = wrap(encode_request(request))
+    def send(self, frame: Sequence[Chunk], expires_at: float) -> None:  # noqa: ARG002 - the queue always takes it
+        message = wrap(frame)
         self.bytes_sent += len(message)
         self._outgoing.put(message)
 
-    def take(self, expires_at: float) -> Reply:
+    def receive(self, expires_at: float) -> memoryview:
         self._limit.expires_at = expires_at
         try:
             message = next(self._call)
             self.bytes_received += len(message)
-            return decode_reply(unwrap(message))
+            return unwrap(message)
         except StopIteration:
             raise LinkDown(f"worker {self.worker_id} ended its grpc link") from None
         except grpc.RpcError as error:
             if self._limit.passed:
                 raise LinkTimeout(f"worker {self.worker_id} did not answer over grpc in time") from None
-            raise LinkDown(f"grpc link to worker {self.worker_id} failed: {reason(error)}") from error
+            raise self.failed(reason(error)) from error
         except CorruptData as error:
-            raise LinkDown(f"grpc link to worker {self.worker_id} failed: {error}") from error
+            raise self.failed(error) from error
         finally:
             self._limit.expires_at = None
 

@@ -1,0 +1,159 @@
+"""Frames that recur: the same bytes back as on the long way, until anything that they rest on has changed."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+
+from expertmesh_common.channel.frame import Request, Status, decode_reply, encode_request, model_key
+from expertmesh_worker.channel.answering import answer
+from expertmesh_worker.providers import provider
+from expertmesh_worker.runtime.executing import Runtime
+from expertmesh_worker.runtime.lanes import Lanes
+from expertmesh_worker.runtime.residents import ExpertName, Residents
+from models.made_experts import HIDDEN, SMALL, store_expert
+
+MODEL, LAYER, EXPERTS = "m", 3, 5
+
+
+@pytest.fixture(scope="module")
+def blobs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("blobs")
+    return [store_expert(folder, SMALL, seed)[0] for seed in range(EXPERTS)]
+
+
+@pytest.fixture
+def runtime(blobs):
+    lanes = Lanes(1)
+    residents = Residents(10**9, provider("cpu"), lanes)
+    for index, path in enumerate(blobs):
+        residents.load(ExpertName(MODEL, LAYER, index), SMALL, path, path.name)
+    return Runtime(residents, lanes)
+
+
+def frame(seed=0, experts=(0, 2, 3), weights=None, *, seq=1, row=None, rows=1, epoch=(1, 1), deadline_ms=500, **more):
+    given = np.random.default_rng(seed).standard_normal((rows, HIDDEN)).astype(np.float32) if row is None else row
+    request = Request(
+        seq=seq, epoch=epoch, model=model_key(MODEL), layer=LAYER, deadline_ms=deadline_ms, tensors={"rows": given},
+        row=np.zeros(len(experts), np.uint32), expert=np.array(experts, np.uint16),
+        weight=np.array(weights or [1.0] * len(experts), np.float32), **more,
+    )  # fmt: skip
+    return memoryview(b"".join(encode_request(request)))
+
+
+def long_way(runtime, data):
+    return b"".join(answer(runtime, data).chunks)
+
+
+@pytest.fixture(autouse=True)
+def _as_in_a_connection():
+    with np.errstate(over="ignore"):
+        yield
+
+
+def learnt(runtime, data):
+    long_way(runtime, data)
+    runtime.recurring.learn(data)
+    return runtime
+
+
+@pytest.mark.parametrize("experts", [(1,), (0, 4), (0, 1, 2, 3, 4)])
+@pytest.mark.parametrize("weights", [None, [0.3, 1.0, 0.7, 2.0, 0.1]])
+def test_a_frame_that_recurs_gets_the_same_bytes_as_on_the_long_way(runtime, experts, weights):
+    weights = weights and weights[: len(experts)]
+    learnt(runtime, frame(experts=experts, weights=weights))
+
+    for seed in range(1, 6):
+        data = frame(seed, experts, weights, seq=2**40 + seed, deadline_ms=seed)
+        assert runtime.recurring.answer(data) == long_way(runtime, data)
+
+
+def test_other_weights_and_other_known_experts_of_a_head_need_no_second_lesson(runtime):
+    learnt(runtime, frame(experts=(0, 1)))
+    learnt(runtime, frame(experts=(2, 4)))
+
+    for experts, weights in (((0, 1), [0.25, 0.5]), ((2, 4), [1.0, 1.5])):
+        data = frame(7, experts, weights)
+        assert runtime.recurring.answer(data) == long_way(runtime, data)
+    assert runtime.recurring.answer(frame(7, (0, 2))) is None
+
+
+def test_frames_are_counted_on_either_way(runtime):
+    learnt(runtime, frame())
+    before = runtime.work
+
+    assert runtime.recurring.answer(frame(1)) is not None
+
+    assert (runtime.work.frames, runtime.work.rows) == (before.frames + 1, before.rows + 3)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_row_with_values_that_are_no_numbers_goes_the_long_way_and_is_refused(runtime, bad):
+    learnt(runtime, frame())
+    row = np.ones((1, HIDDEN), np.float32)
+    row[0, 17] = bad
+    data = frame(row=row)
+
+    assert runtime.recurring.answer(data) is None
+    assert decode_reply(long_way(runtime, data)).status is Status.INVALID
+
+
+def test_a_huge_but_finite_row_still_has_an_answer(runtime):
+    learnt(runtime, frame())
+    data = frame(row=np.full((1, HIDDEN), 1e30, np.float32))
+
+    assert runtime.recurring.answer(data) is None
+    assert decode_reply(long_way(runtime, data)).status is Status.OK
+
+
+def test_pairs_for_a_row_that_is_not_there_go_the_long_way(runtime):
+    learnt(runtime, frame())
+    data = bytearray(frame(1))
+    data[-3 * 10] = 1  # the first pair's row
+
+    assert runtime.recurring.answer(memoryview(data)) is None
+    assert decode_reply(long_way(runtime, memoryview(data))).status is Status.INVALID
+
+
+@pytest.mark.parametrize("broken", [slice(0, 40), slice(0, 97), slice(0, -1)])
+def test_a_cut_frame_goes_the_long_way(runtime, broken):
+    learnt(runtime, frame())
+
+    assert runtime.recurring.answer(frame(1)[broken]) is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"rows": 2}, {"weight_on": "input"}, {"reduce": "none"}, {"experts": (3, 1)}],
+    ids=["two rows", "weight on the input", "no sum", "descending experts"],
+)
+def test_frames_of_another_kind_are_not_learnt(runtime, other):
+    learnt(runtime, frame(**other))
+
+    assert runtime.recurring.answer(frame(1, **other)) is None
+
+
+def test_after_an_unload_the_frame_is_stale_and_the_expert_is_freed(runtime):
+    learnt(runtime, frame())
+    instance = weakref.ref(runtime.residents.layer(model_key(MODEL), LAYER)[2])
+
+    runtime.residents.unload(ExpertName(MODEL, LAYER, 2), "fp32")
+
+    assert runtime.recurring.answer(frame(1)) is None
+    reply = decode_reply(long_way(runtime, frame(1)))
+    assert (reply.status, reply.missing) == (Status.STALE, (2,))
+    gc.collect()
+    assert instance() is None
+
+
+def test_while_every_lane_is_busy_frames_go_the_long_way(runtime):
+    learnt(runtime, frame())
+    lane = runtime._lanes.take(0)
+
+    assert runtime.recurring.answer(frame(1)) is None
+
+    runtime._lanes.give(lane)
+    assert runtime.recurring.answer(frame(1)) is not None
