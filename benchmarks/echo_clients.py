@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
+import time
 from collections.abc import Sequence
 
 import grpc
@@ -30,6 +32,23 @@ def socket_echo(name: str, servers: Sequence[Child], message_bytes: int) -> Arm:
                 have += connection.recv_into(buffer[have:])
 
     return Arm(name, step)
+
+
+def cold_echo_us(server: Child, message_bytes: int, count: int) -> list[float]:
+    """Microseconds of echoes by a process that reads memory before it answers, without the reading itself."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(server.place["path"])
+        message = message_bytes.to_bytes(4, "little") + bytes(message_bytes - 4)
+        buffer = memoryview(bytearray(message_bytes))
+        out = []
+        for _ in range(count):
+            start = time.perf_counter()
+            connection.send(message)
+            have = connection.recv_into(buffer)
+            while have < message_bytes:
+                have += connection.recv_into(buffer[have:])
+            out.append((time.perf_counter() - start - struct.unpack_from("<d", buffer, message_bytes - 8)[0]) * 1e6)
+        return out
 
 
 def grpc_echo(name: str, servers: Sequence[Child], message_bytes: int, loop: asyncio.AbstractEventLoop) -> Arm:

@@ -1,6 +1,6 @@
 """Servers for the hop benchmarks, each a child process: bare echoes, and a worker's expert channel.
 
-`python benchmarks/echo_servers.py socket|grpc|worker` prints one JSON line with where it listens.
+`python benchmarks/echo_servers.py socket|cold|grpc|worker` prints one JSON line with where it listens.
 """
 
 from __future__ import annotations
@@ -8,17 +8,19 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
+import numpy as np
 import uvloop
 
 from expertmesh_api.v1 import experts_pb2
-from expertmesh_common.channel.frame import Reply, Request
 from expertmesh_common.channel.host import host_id
 from expertmesh_common.clock import SystemClock
 from expertmesh_common.security import Security
@@ -26,16 +28,48 @@ from expertmesh_common.serving import Serving
 from expertmesh_worker.channel.experts_service import ExpertsService, Identity
 from expertmesh_worker.channel.stream_server import StreamServer
 from expertmesh_worker.channel.tickets import Tickets
+from expertmesh_worker.runtime.executing import Runtime
+from expertmesh_worker.runtime.lanes import Lane, Lanes
+from expertmesh_worker.runtime.residents import Residents
 
 ROOT = Path(__file__).resolve().parents[1]
+HIDDEN, EXPERTS = 576, 8
+COLD_BYTES = 2 * 663_552  # two fp32 experts of the demo
 PACKAGES = ("client", "common", "controller", "worker", "protos/generated")
 
 
-class IdentityHost:
-    """One sum of identity experts: the rows themselves, so only the channel is measured."""
+class IdentitySeat:
+    """One lane's place at an expert that returns its row."""
 
-    def execute(self, request: Request) -> Reply:
-        return Reply.of_rows(request.seq, request.rows)
+    def __init__(self, lane: Lane) -> None:
+        self.row_in, self.row_out = lane.buffers(HIDDEN)
+
+    def one(self) -> None:
+        self.row_out[:] = self.row_in
+
+    def compute(self, rows: np.ndarray) -> np.ndarray:
+        return rows.copy()
+
+
+@dataclass
+class IdentityExpert:
+    """In the place of a loaded expert: all that the runtime asks of one."""
+
+    seats: tuple[IdentitySeat, ...]
+    hidden: int = HIDDEN
+
+
+class IdentityResidents(Residents):
+    """A worker that holds identity experts and nothing else; everything around them is the real runtime."""
+
+    def __init__(self, lanes: Lanes) -> None:
+        super().__init__(0, None, lanes)
+        seats = tuple(IdentitySeat(lane) for lane in lanes.all)
+        self._all = {index: IdentityExpert(seats) for index in range(EXPERTS)}
+
+    def layer(self, model: int, layer: int) -> dict[int, IdentityExpert]:
+        del model, layer  # the same everywhere
+        return self._all
 
 
 class Child:
@@ -59,8 +93,14 @@ def say(**place: object) -> None:
     print(json.dumps(place), flush=True)
 
 
-def serve_socket() -> None:
-    """A blocking echo: one recv and one send per message, nothing else."""
+def serve_socket(reads_bytes: int = 0) -> None:
+    """A blocking echo: one recv and one send per message, nothing else.
+
+    With `reads_bytes` it first reads as many bytes of memory, others every time, as a worker reads weights; the seconds
+    that this took are the last eight bytes of the answer.
+    """
+    memory = np.ones((128, max(reads_bytes, 8) // 8))
+    turn = 0
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
         path = f"{folder}/echo"
         listener.bind(path)
@@ -76,6 +116,11 @@ def serve_socket() -> None:
             total = int.from_bytes(buffer[:4], "little")
             while have < total:
                 have += connection.recv_into(buffer[have:])
+            if reads_bytes:
+                start = time.perf_counter()
+                memory[turn].sum()
+                turn = (turn + 1) % len(memory)
+                struct.pack_into("<d", buffer, total - 8, time.perf_counter() - start)
             connection.send(buffer[:total])
 
 
@@ -96,20 +141,21 @@ async def serve_grpc() -> None:
 
 async def serve_worker(worker_id: str) -> None:
     """The expert channel as a worker runs it."""
-    host, tickets, serving = IdentityHost(), Tickets(SystemClock()), Serving(Security())
-    streams = StreamServer(host, tickets)
+    lanes = Lanes(1)
+    host, tickets, serving = Runtime(IdentityResidents(lanes), lanes), Tickets(SystemClock()), Serving(Security())
+    streams = StreamServer(host, tickets, shortcut=host.recurring)
     identity = replace(
         Identity(worker_id, "g", host_id()), streams=(streams.listen_unix(), streams.listen_tcp("127.0.0.1"))
     )
-    ExpertsService(host, tickets, identity, experts_pb2.StatResponse).add_to(serving.server)
+    ExpertsService(host, tickets, identity, experts_pb2.StatResponse, host.recurring).add_to(serving.server)
     say(port=await serving.start("127.0.0.1:0"))
     await serving.server.wait_for_termination()
 
 
 def main() -> None:
     kind, worker_id = sys.argv[1:]
-    if kind == "socket":
-        serve_socket()
+    if kind in {"socket", "cold"}:
+        serve_socket(COLD_BYTES if kind == "cold" else 0)
     else:
         uvloop.run(serve_grpc() if kind == "grpc" else serve_worker(worker_id))
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-from echo_servers import Child
+from echo_servers import EXPERTS, HIDDEN, Child
 
 from expertmesh_common.bundle.manifest import Blob, Expert, Layer
 from expertmesh_common.bundle.manifest import Gate as GateConfig
@@ -19,7 +19,6 @@ from expertmesh_controller.gateway.dispatch.links.watchdog import Watchdog
 from expertmesh_controller.gateway.dispatch.plane import ExpertPlane
 from expertmesh_controller.gateway.gating.gate import Gate
 
-HIDDEN, EXPERTS = 576, 8
 _BLOB = Blob(digest="0" * 64, size_bytes=1)
 
 
