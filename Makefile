@@ -5,10 +5,14 @@
 #   make test     every test
 #   make check    lint, format, types, layers, fresh stubs, and a wheel
 #   make bench    reproducible benchmarks
+#   make fuzz     a million broken inputs (FUZZ_ARGS="--inputs 1000 --seed 1"), about an hour
+#   make soak     mixed load with random faults (SOAK_MINUTES=30), and its report
 #   make protos   regenerate the gRPC stubs
 #   make clean    remove everything that was built
 #
 # PYTHON=python3.12 make run   uses another interpreter (3.11 or newer).
+
+SOAK_MINUTES ?= 30
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -28,7 +32,7 @@ RUNTIME := $(VENV)/.runtime-installed
 DEV := $(VENV)/.dev-installed
 WHAT_IS_INSTALLED := pyproject.toml constraints.txt
 
-.PHONY: help run up test check bench protos clean
+.PHONY: help run up test check bench fuzz soak protos clean
 
 help:
 	@sed -n 's/^#   \(make .*\)/  \1/p' Makefile
@@ -45,6 +49,12 @@ test: $(DEV)
 
 bench: $(DEV)
 	@$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
+
+fuzz: $(DEV)
+	@PYTHONPATH=tests $(BIN)/python benchmarks/fuzzing.py $(FUZZ_ARGS)
+
+soak: $(DEV)
+	@PYTHONPATH=tests $(BIN)/python benchmarks/soak.py --minutes $(SOAK_MINUTES) $(SOAK_ARGS)
 
 check: $(DEV) $(PROTO_VENV)/.installed
 	@echo "ruff: lint"        && $(BIN)/ruff check .

@@ -66,7 +66,7 @@ def make_engine(
 ) -> Engine:
     trunk = LocalTrunk(bundle, precision, slots=slots, context_tokens=context_tokens, chunk_tokens=256, threads=threads)
     clock = SystemClock()
-    return Engine(trunk, Forward(trunk, plane, bundle.manifest.layers, clock, 10.0), clock, slots)
+    return Engine(trunk, Forward(trunk, plane, bundle.manifest.layers, 10.0), clock, slots)
 
 
 async def engine_turn(engine: Engine, ids: list[int], count: int) -> tuple[float, list[int]]:

@@ -59,9 +59,9 @@ class Recorder:
     def last_active(self) -> np.ndarray:
         return self._plane.last_active
 
-    def run(self, layer: int, rows: np.ndarray, deadline: float) -> np.ndarray:
+    def run(self, layer: int, rows: np.ndarray, deadline: float, patience_s: float) -> np.ndarray:
         self.rows.append(rows.copy())
-        return self._plane.run(layer, rows, deadline)
+        return self._plane.run(layer, rows, deadline, patience_s)
 
 
 def real_rows(bundle: Bundle, precision: str, plane: ExpertPlane) -> list[np.ndarray]:
@@ -70,7 +70,7 @@ def real_rows(bundle: Bundle, precision: str, plane: ExpertPlane) -> list[np.nda
     recorder = Recorder(plane)
     ids = np.array(TextCodec(bundle).encode(PROMPT * 4)[:64])
     nobody = np.empty(0, np.int64), np.empty(0, np.int32)
-    forward = Forward(trunk, recorder, bundle.manifest.layers, SystemClock(), 60.0)
+    forward = Forward(trunk, recorder, bundle.manifest.layers, 60.0)
     forward.run(Work(*nobody, Chunk(0, 0, ids, ends_prompt=True)), time.monotonic() + 60)
     return recorder.rows
 

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Install what tests of real servers and real networks need: redis-server and iproute2. Without root or apt-get those
-# tests are skipped, and say so.
+# Install what tests of real servers and real networks need: redis-server, iproute2 and iptables. Without root or
+# apt-get those tests are skipped, and say so.
 set -euo pipefail
 
 missing=()
 command -v redis-server >/dev/null || missing+=(redis-server)
 command -v ip >/dev/null || missing+=(iproute2)
+command -v iptables >/dev/null || missing+=(iptables)
 [[ ${#missing[@]} == 0 ]] && exit 0
 
 if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then

@@ -28,6 +28,8 @@ from expertmesh.errors import (
     Unavailable,
     Unsupported,
 )
+from expertmesh.inspecting import ExpertChoice, Explanation, LayerExplanation, MeshFacts
+from expertmesh.operating import ModelStatus, SlaTarget
 from expertmesh.options import GenerateOptions
 from expertmesh.resuming import ResumePolicy
 from expertmesh.streams import AsyncTokenStream, TokenStream
@@ -36,6 +38,8 @@ from expertmesh.types import (
     ExpertPlacement,
     Node,
     Readiness,
+    Score,
+    ScoredToken,
     ServedModel,
     Token,
     Tokenization,
@@ -51,19 +55,27 @@ __all__ = [
     "Completion",
     "DataLoss",
     "DeadlineExceeded",
+    "ExpertChoice",
     "ExpertPlacement",
     "ExpertmeshError",
+    "Explanation",
     "FailedPrecondition",
     "GenerateOptions",
     "Internal",
     "InvalidRequest",
+    "LayerExplanation",
+    "MeshFacts",
+    "ModelStatus",
     "Node",
     "NotFound",
     "Overloaded",
     "PermissionDenied",
     "Readiness",
     "ResumePolicy",
+    "Score",
+    "ScoredToken",
     "ServedModel",
+    "SlaTarget",
     "StreamNotFinished",
     "Tls",
     "Token",

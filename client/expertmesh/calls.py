@@ -1,57 +1,90 @@
-"""The calls of a mesh with their types, for synchronous channels.
+"""The calls of a mesh with their types: one list for both clients, bound to a channel when they are made.
 
-The generated stubs are typed for asyncio; these descriptors give both worlds one list of paths.
+The generated stubs are typed for asyncio only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Generic, Protocol, TypeVar, cast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import grpc
+import grpc.aio
+from google.protobuf.message import Message
 
-from expertmesh.channel import Metadata
-from expertmesh_api.v1 import inference_pb2, inference_pb2_grpc, operations_pb2, operations_pb2_grpc
+from expertmesh_api.v1 import gating_pb2 as gating
+from expertmesh_api.v1 import inference_pb2 as inference
+from expertmesh_api.v1 import operations_pb2 as operations
 
-Request_contra = TypeVar("Request_contra", contravariant=True)
-Response_co = TypeVar("Response_co", covariant=True)
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
 
-
-class Unary(Protocol, Generic[Request_contra, Response_co]):
-    """A call with one answer."""
-
-    def __call__(self, request: Request_contra, *, timeout: float, metadata: Metadata) -> Response_co: ...
+AsyncReply = grpc.aio.UnaryStreamCall[inference.GenerateRequest, inference.GenerateResponse]
 
 
 class Reply(Protocol):
     """A running server stream."""
 
-    def __iter__(self) -> Iterator[inference_pb2.GenerateResponse]: ...
+    def __iter__(self) -> Iterator[inference.GenerateResponse]: ...
 
-    def cancel(self) -> bool: ...
-
-
-class Streaming(Protocol):
-    """A call with a stream of answers."""
-
-    def __call__(self, request: inference_pb2.GenerateRequest, *, timeout: float, metadata: Metadata) -> Reply: ...
+    def cancel(self) -> object: ...
 
 
-class SyncCalls:
-    """Every call the client makes, bound to one channel."""
+@dataclass(frozen=True, slots=True)
+class Call(Generic[Request, Response]):
+    """A call with one answer. A `repeatable` one may be asked again although it may have been carried out."""
 
-    def __init__(self, channel: grpc.Channel) -> None:
-        # At run time a stub takes either kind of channel; its type stub only knows asyncio.
-        either = cast("Any", channel)
-        inference: Any = inference_pb2_grpc.InferenceStub(either)
-        operations: Any = operations_pb2_grpc.OperationsStub(either)
-        self.generate: Streaming = inference.Generate
-        self.tokenize: Unary[inference_pb2.TokenizeRequest, inference_pb2.TokenizeResponse] = inference.Tokenize
-        self.list_models: Unary[inference_pb2.ListModelsRequest, inference_pb2.ListModelsResponse] = (
-            inference.ListModels
-        )
-        self.list_nodes: Unary[operations_pb2.ListNodesRequest, operations_pb2.ListNodesResponse] = operations.ListNodes
-        self.list_experts: Unary[operations_pb2.ListExpertsRequest, operations_pb2.ListExpertsResponse] = (
-            operations.ListExperts
-        )
-        self.wait_ready: Unary[operations_pb2.WaitReadyRequest, operations_pb2.WaitReadyResponse] = operations.WaitReady
+    path: str
+    request: type[Request]
+    response: type[Response]
+    repeatable: bool = True
+
+    def bind(self, channel: grpc.Channel) -> grpc.UnaryUnaryMultiCallable[Request, Response]:
+        return channel.unary_unary(self.path, self.request.SerializeToString, self.response.FromString)
+
+    def bind_async(self, channel: grpc.aio.Channel) -> grpc.aio.UnaryUnaryMultiCallable[Request, Response]:
+        return channel.unary_unary(self.path, self.request.SerializeToString, self.response.FromString)
+
+
+def _call(
+    service: str, name: str, request: type[Request], response: type[Response], *, repeatable: bool = True
+) -> Call[Request, Response]:
+    return Call(f"/expertmesh_api.v1.{service}/{name}", request, response, repeatable)
+
+
+TOKENIZE = _call("Inference", "Tokenize", inference.TokenizeRequest, inference.TokenizeResponse)
+SCORE = _call("Inference", "Score", inference.ScoreRequest, inference.ScoreResponse)
+LIST_MODELS = _call("Inference", "ListModels", inference.ListModelsRequest, inference.ListModelsResponse)
+
+EXPLAIN = _call("Gating", "Explain", gating.ExplainRequest, gating.ExplainResponse)
+EXPLAIN_TEXT = _call("Gating", "ExplainText", gating.ExplainTextRequest, gating.ExplainTextResponse)
+
+LIST_NODES = _call("Operations", "ListNodes", operations.ListNodesRequest, operations.ListNodesResponse)
+LIST_EXPERTS = _call("Operations", "ListExperts", operations.ListExpertsRequest, operations.ListExpertsResponse)
+WAIT_READY = _call("Operations", "WaitReady", operations.WaitReadyRequest, operations.WaitReadyResponse)
+LIST_SERVED = _call("Operations", "ListServed", operations.ListServedRequest, operations.ListServedResponse)
+# Serving what is served already changes nothing.
+SERVE_MODEL = _call("Operations", "ServeModel", operations.ServeModelRequest, operations.ServeModelResponse)
+UNSERVE_MODEL = _call(
+    "Operations", "UnserveModel", operations.UnserveModelRequest, operations.UnserveModelResponse, repeatable=False
+)
+
+_GENERATE = "/expertmesh_api.v1.Inference/Generate"
+_Serialise = Callable[[inference.GenerateRequest], bytes]
+
+
+def bind_generate(
+    channel: grpc.Channel,
+) -> grpc.UnaryStreamMultiCallable[inference.GenerateRequest, inference.GenerateResponse]:
+    """Generate, its answer as a stream."""
+    request: _Serialise = inference.GenerateRequest.SerializeToString
+    return channel.unary_stream(_GENERATE, request, inference.GenerateResponse.FromString)
+
+
+def bind_generate_async(
+    channel: grpc.aio.Channel,
+) -> grpc.aio.UnaryStreamMultiCallable[inference.GenerateRequest, inference.GenerateResponse]:
+    """The same for asyncio."""
+    request: _Serialise = inference.GenerateRequest.SerializeToString
+    return channel.unary_stream(_GENERATE, request, inference.GenerateResponse.FromString)

@@ -9,7 +9,8 @@ import grpc
 import grpc.aio
 
 from expertmesh.errors import InvalidRequest
-from expertmesh.local_access import local_token
+from expertmesh.local_access import local_tls_folder, local_token
+from expertmesh.tls_diagnosis import own_problem
 
 DEFAULT_ADDRESS = "localhost:7070"
 MAX_MESSAGE_BYTES = 64 * 2**20
@@ -21,7 +22,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_time_ms", 2000),
     ("grpc.keepalive_timeout_ms", 2000),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 3000),  # also the time limit of one attempt, and a mesh may be far
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
 
@@ -49,9 +50,11 @@ class Tls:
         """Credentials of a gRPC channel.
 
         Raises:
-            InvalidRequest: a file cannot be read.
+            InvalidRequest: a file cannot be read, or no mesh would accept the certificate: it expired, say.
 
         """
+        if (problem := own_problem(self)) is not None:
+            raise InvalidRequest(problem)
         try:
             return grpc.ssl_channel_credentials(
                 self.ca.read_bytes(), self.key.read_bytes(), self.certificate.read_bytes()
@@ -62,7 +65,7 @@ class Tls:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """Where and as whom. Without a token, one that a mesh of this user on this machine left for its port is used."""
+    """Where and as whom. Without a token or certificates: those that a mesh of this user on this machine left."""
 
     address: str = DEFAULT_ADDRESS
     token: str | None = None
@@ -81,11 +84,19 @@ class Connection:
         return () if token is None else (("authorization", f"Bearer {token}"),)
 
     def open(self) -> grpc.Channel:
-        if self.tls is None:
+        tls = self._tls()
+        if tls is None:
             return grpc.insecure_channel(self.address, CHANNEL_OPTIONS)
-        return grpc.secure_channel(self.address, self.tls.credentials(), TLS_CHANNEL_OPTIONS)
+        return grpc.secure_channel(self.address, tls.credentials(), TLS_CHANNEL_OPTIONS)
 
     def open_async(self) -> grpc.aio.Channel:
-        if self.tls is None:
+        tls = self._tls()
+        if tls is None:
             return grpc.aio.insecure_channel(self.address, CHANNEL_OPTIONS)
-        return grpc.aio.secure_channel(self.address, self.tls.credentials(), TLS_CHANNEL_OPTIONS)
+        return grpc.aio.secure_channel(self.address, tls.credentials(), TLS_CHANNEL_OPTIONS)
+
+    def _tls(self) -> Tls | None:
+        if self.tls is not None:
+            return self.tls
+        folder = local_tls_folder(self.address)
+        return None if folder is None else Tls.in_folder(folder)

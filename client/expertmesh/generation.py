@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import random
-import time
-from collections.abc import Callable
-
 from expertmesh import replies
-from expertmesh.errors import DeadlineExceeded, ExpertmeshError, Internal, StreamNotFinished, Unavailable
-from expertmesh.resuming import ResumePolicy, resume_delay_s
+from expertmesh.attempts import Attempts
+from expertmesh.errors import ExpertmeshError, Internal, StreamNotFinished, Unavailable
 from expertmesh.types import Completion, Token
 from expertmesh_api.v1 import inference_pb2 as pb
 
@@ -16,22 +12,10 @@ from expertmesh_api.v1 import inference_pb2 as pb
 class Generation:
     """What has arrived so far, and what to ask for next."""
 
-    def __init__(
-        self,
-        request: pb.GenerateRequest,
-        deadline_s: float,
-        policy: ResumePolicy,
-        now: Callable[[], float] = time.monotonic,
-        chance: Callable[[], float] = random.random,
-    ) -> None:
+    def __init__(self, request: pb.GenerateRequest, attempts: Attempts) -> None:
         self._request = request
-        self._policy = policy
-        self._now = now
-        self._chance = chance
-        self._deadline_s = deadline_s
-        self._deadline = now() + deadline_s
+        self._attempts = attempts
         self._tokens: list[Token] = []
-        self._failures = 0
         self._resumed = 0
         self._result: Completion | None = None
 
@@ -59,22 +43,18 @@ class Generation:
             raise StreamNotFinished("the answer is not complete: read the stream to its end, or call complete()")
         return self._result
 
-    def next_request(self) -> tuple[pb.GenerateRequest, float]:
-        """The request for the next stream and the seconds that it may take.
+    def next_request(self) -> tuple[int, pb.GenerateRequest, float]:
+        """(place of the address, the request for the next stream, the seconds that it may take).
 
         Raises:
             DeadlineExceeded: there are none left.
 
         """
-        remaining_s = self._deadline - self._now()
-        if remaining_s <= 0:
-            raise DeadlineExceeded(
-                f"no complete answer within deadline_s={self._deadline_s:g}; {len(self._tokens)} tokens arrived"
-            )
+        place, remaining_s = self._attempts.next(f"; {len(self._tokens)} tokens arrived")
         request = pb.GenerateRequest()
         request.CopyFrom(self._request)
         request.resume_token_ids.extend(token.id for token in self._tokens)
-        return request, remaining_s
+        return place, request, remaining_s
 
     def accept(self, response: pb.GenerateResponse) -> Token | None:
         """Take one message; the token that is new to the caller, if it brought one."""
@@ -87,7 +67,7 @@ class Generation:
         if token.position > len(self._tokens):
             raise Internal(f"token {len(self._tokens)} is missing from the stream: {token.position} came next")
         self._tokens.append(token)
-        self._failures = 0
+        self._attempts.worked()
         return token
 
     def broken(self, error: ExpertmeshError | None) -> float:
@@ -98,17 +78,6 @@ class Generation:
 
         """
         error = error or Unavailable("the stream ended before the answer was complete")
-        self._failures += 1
-        started = bool(self._tokens)
-        delay_s = resume_delay_s(
-            self._policy,
-            error,
-            failures=self._failures,
-            started=started,
-            remaining_s=self._deadline - self._now(),
-            chance=self._chance(),
-        )
-        if delay_s is None:
-            raise error
-        self._resumed += started
+        delay_s = self._attempts.failed(error, started=bool(self._tokens))
+        self._resumed += bool(self._tokens)
         return delay_s

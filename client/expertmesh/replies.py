@@ -8,6 +8,8 @@ from expertmesh.types import (
     FinishReason,
     Node,
     Readiness,
+    Score,
+    ScoredToken,
     ServedModel,
     Token,
     Tokenization,
@@ -44,6 +46,28 @@ def completion(
     )
 
 
+def score(message: inference_pb2.ScoreResponse, request_id: str) -> Score:
+    return Score(
+        tokens=tuple(_scored_token(token) for token in message.tokens),
+        total_logprob=message.total_logprob,
+        prompt_tokens=message.prompt_tokens,
+        precision=message.precision,
+        numerics=message.numerics,
+        active_share=message.active_share,
+        lossy=tuple(message.lossy),
+        queue_ms=message.queue_ms,
+        total_ms=message.total_ms,
+        request_id=request_id,
+    )
+
+
+def _scored_token(message: inference_pb2.ScoredToken) -> ScoredToken:
+    alternatives = tuple(TopLogprob(top.id, top.logprob) for top in message.top_logprobs)
+    return ScoredToken(
+        message.id, message.piece, message.logprob if message.HasField("logprob") else None, alternatives
+    )
+
+
 def tokenization(message: inference_pb2.TokenizeResponse) -> Tokenization:
     return Tokenization(tuple(message.ids), tuple(message.pieces))
 
@@ -73,13 +97,14 @@ def _node(node: operations_pb2.Node) -> Node:
         heartbeat_age_ms=node.heartbeat_age_ms,
         providers=tuple(node.providers),
         endpoints=tuple(f"{endpoint.transport}:{endpoint.address}" for endpoint in node.endpoints),
+        version=node.version,
     )
 
 
 def placements(message: operations_pb2.ListExpertsResponse) -> tuple[ExpertPlacement, ...]:
     return tuple(
         ExpertPlacement(
-            e.expert.model, e.expert.layer, e.expert.index, e.precision, e.resident_bytes, tuple(e.worker_ids)
+            e.expert.model, e.expert.layer, e.expert.index, e.precision, e.resident_bytes, tuple(e.worker_ids), e.rows
         )
         for e in message.experts
     )

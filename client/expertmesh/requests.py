@@ -21,3 +21,37 @@ def tokenize_request(text: str | None, messages: Sequence[Message] | None, model
     if messages is not None:
         return pb.TokenizeRequest(model=model, chat=chat(messages))
     return pb.TokenizeRequest(model=model, text=text)
+
+
+def score_request(
+    text: str | None,
+    ids: Sequence[int] | None,
+    prompt: str | None,
+    prompt_ids: Sequence[int] | None,
+    *,
+    model: str,
+    top_logprobs: int,
+    request_id: str,
+) -> pb.ScoreRequest:
+    """Exactly one of text and ids, and at most one of prompt and prompt_ids.
+
+    Raises:
+        InvalidRequest: there are more or fewer, or a value does not fit its field.
+
+    """
+    if (text is None) == (ids is None):
+        raise InvalidRequest("give exactly one of text and ids")
+    if prompt is not None and prompt_ids is not None:
+        raise InvalidRequest("give at most one of prompt and prompt_ids")
+    try:
+        return pb.ScoreRequest(
+            model=model,
+            text=text,
+            ids=None if ids is None else pb.TokenIds(ids=ids),
+            prompt=prompt,
+            prompt_ids=None if prompt_ids is None else pb.TokenIds(ids=prompt_ids),
+            top_logprobs=top_logprobs,
+            request_id=request_id,
+        )
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"an argument of score does not fit its field: {error}") from error

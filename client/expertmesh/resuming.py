@@ -1,4 +1,4 @@
-"""When a broken stream is tried again: a pure decision over what happened so far."""
+"""When a call that failed is tried again: a pure decision over what happened so far."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ from dataclasses import dataclass
 
 import grpc
 
-from expertmesh.errors import ExpertmeshError, Overloaded
+from expertmesh.errors import ExpertmeshError, NotFound, Overloaded, Unsupported
 
 _BROKEN = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 
 
 @dataclass(frozen=True, slots=True)
 class ResumePolicy:
-    """How hard a stream is kept alive. Attempts count failures since the last token that arrived.
+    """How hard a call is kept alive, always within its deadline.
+
+    An attempt asks every address of the client once. Attempts count failures since the last token that arrived.
 
     attempts         after the first token; enough for a controller to restart
-    first_attempts   before the first token, where the caller has lost nothing yet and wants to know soon
-    base_s, max_s    the wait doubles from base to max, less up to half of it by chance
+    first_attempts   before the first token, and of calls without a stream: the caller has lost nothing yet and wants to
+                     know soon
+    base_s, max_s    the wait doubles from base to max, less up to half of it by chance; a mesh that is full is given
+                     the time it asks for
     """
 
     attempts: int = 12
@@ -26,22 +30,45 @@ class ResumePolicy:
     max_s: float = 2.0
 
 
-def resume_delay_s(
-    policy: ResumePolicy, error: ExpertmeshError, *, failures: int, started: bool, remaining_s: float, chance: float
-) -> float | None:
-    """Seconds to wait before the next attempt, or None to give up and raise.
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What is known when an attempt has failed.
 
-    `failures` counts this one; `started` tells whether a token has arrived; `chance` lies in [0, 1).
-    A refusal for load is waited out only for a stream that has begun: a new one is the caller's to time.
+    failures      attempts that failed, this one included, since something last arrived
+    started       a token has arrived
+    elsewhere     there is an address that was not asked since
+    repeatable    asking twice does no harm
+    remaining_s   until the deadline
+    chance        in [0, 1), shortens the wait
     """
-    allowed = policy.attempts if started else policy.first_attempts
-    if failures >= allowed or not _may_retry(error, started):
+
+    failures: int
+    started: bool
+    remaining_s: float
+    chance: float = 0.0
+    elsewhere: bool = False
+    repeatable: bool = True
+
+
+def resume_delay_s(policy: ResumePolicy, error: ExpertmeshError, failure: Failure) -> float | None:
+    """Seconds to wait before the next attempt, or None to give up and raise."""
+    if not _may_retry(error, failure):
         return None
-    delay = min(policy.base_s * 2 ** (failures - 1), policy.max_s) * (1 - chance / 2)
+    if failure.elsewhere:
+        return 0.0
+    allowed = policy.attempts if failure.started else policy.first_attempts
+    if failure.failures >= allowed:
+        return None
+    delay = min(policy.base_s * 2 ** (failure.failures - 1), policy.max_s) * (1 - failure.chance / 2)
     if isinstance(error, Overloaded):
         delay = max(delay, error.retry_after_ms / 1000)
-    return delay if delay < remaining_s else None
+    return delay if delay < failure.remaining_s else None
 
 
-def _may_retry(error: ExpertmeshError, started: bool) -> bool:
-    return error.status in _BROKEN or (started and isinstance(error, Overloaded))
+def _may_retry(error: ExpertmeshError, failure: Failure) -> bool:
+    """A refusal was not carried out, so anything may be asked again; what broke on the way may have been."""
+    if isinstance(error, Overloaded):
+        return True
+    if isinstance(error, (Unsupported, NotFound)):
+        return failure.elsewhere  # a gateway of its own has no control loop to ask, and hears of new models a bit later
+    return error.status in _BROKEN and failure.repeatable

@@ -4,42 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import Self
 
 import grpc
 import grpc.aio
 
-from expertmesh.calls import Reply
-from expertmesh.errors import Cancelled, ExpertmeshError, error_from_status
+from expertmesh.calls import AsyncReply, Reply, bind_generate, bind_generate_async
+from expertmesh.endpoints import Endpoints, to_error
+from expertmesh.errors import Cancelled
 from expertmesh.generation import Generation
 from expertmesh.types import Completion, Token
-from expertmesh_api.v1 import inference_pb2 as pb
-
-Opener = Callable[[pb.GenerateRequest, float], Reply]
-AsyncReply = grpc.aio.UnaryStreamCall[pb.GenerateRequest, pb.GenerateResponse]
-AsyncOpener = Callable[[pb.GenerateRequest, float], AsyncReply]
-
-
-def to_error(error: grpc.RpcError, address: str) -> ExpertmeshError:
-    """The SDK's error for what gRPC raised; calls carry their status on the error itself."""
-    assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)
-    trailing = [(str(key), value) for key, value in error.trailing_metadata() or ()]
-    return error_from_status(error.code(), error.details() or "", address, trailing)
 
 
 class TokenStream:
     """An answer in the making. Nothing is sent before the first token is asked for.
 
-    Iterating gives each Token once, also when the connection breaks on the way: the SDK asks again from where it was.
-    Every step may raise an ExpertmeshError.
+    Iterating gives each Token once, also when the connection breaks on the way: the SDK asks again from where it was,
+    if it can on another gateway, and the tokens are those of an undisturbed answer. `deadline_s` runs from the call
+    that made the stream. Every step may raise an ExpertmeshError. One thread reads a stream; any may close it.
     """
 
-    def __init__(self, generation: Generation, opener: Opener, address: str) -> None:
+    def __init__(self, generation: Generation, endpoints: Endpoints[grpc.Channel]) -> None:
         self._generation = generation
-        self._opener = opener
-        self._address = address
+        self._endpoints = endpoints
+        self.address = ""
+        """The gateway that was asked last."""
         self._reply: Reply | None = None
         self._closed = False
         self._events = self._run()
@@ -49,6 +40,11 @@ class TokenStream:
 
     def __next__(self) -> Token:
         return next(self._events)
+
+    @property
+    def request_id(self) -> str:
+        """What logs and traces name this answer, the same for every attempt."""
+        return self._generation.request_id
 
     @property
     def result(self) -> Completion:
@@ -93,13 +89,16 @@ class TokenStream:
             try:
                 yield from self._read()
             except grpc.RpcError as broken:
-                error = to_error(broken, self._address)
+                error = to_error(broken, self.address)
             if self._generation.finished or self._closed:
                 return
             time.sleep(self._generation.broken(error))
 
     def _read(self) -> Iterator[Token]:
-        self._reply = self._opener(*self._generation.next_request())
+        place, request, remaining_s = self._generation.next_request()
+        at = self._endpoints[place]
+        self.address = at.address
+        self._reply = bind_generate(at.channel)(request, timeout=remaining_s, metadata=at.carried())
         for response in self._reply:
             token = self._generation.accept(response)
             if token is not None:
@@ -109,10 +108,11 @@ class TokenStream:
 class AsyncTokenStream:
     """`TokenStream` for asyncio: `async for token in stream`, `await stream.complete()`."""
 
-    def __init__(self, generation: Generation, opener: AsyncOpener, address: str) -> None:
+    def __init__(self, generation: Generation, endpoints: Endpoints[grpc.aio.Channel]) -> None:
         self._generation = generation
-        self._opener = opener
-        self._address = address
+        self._endpoints = endpoints
+        self.address = ""
+        """The gateway that was asked last."""
         self._reply: AsyncReply | None = None
         self._closed = False
         self._events = self._run()
@@ -122,6 +122,11 @@ class AsyncTokenStream:
 
     async def __anext__(self) -> Token:
         return await anext(self._events)
+
+    @property
+    def request_id(self) -> str:
+        """What logs and traces name this answer, the same for every attempt."""
+        return self._generation.request_id
 
     @property
     def result(self) -> Completion:
@@ -167,7 +172,7 @@ class AsyncTokenStream:
                 async for token in self._read():
                     yield token
             except grpc.RpcError as broken:
-                error = to_error(broken, self._address)
+                error = to_error(broken, self.address)
             except asyncio.CancelledError:
                 # gRPC reports our own close() as a cancellation; anybody else's must go on.
                 if not self._closed:
@@ -177,7 +182,10 @@ class AsyncTokenStream:
             await asyncio.sleep(self._generation.broken(error))
 
     async def _read(self) -> AsyncIterator[Token]:
-        self._reply = self._opener(*self._generation.next_request())
+        place, request, remaining_s = self._generation.next_request()
+        at = self._endpoints[place]
+        self.address = at.address
+        self._reply = bind_generate_async(at.channel)(request, timeout=remaining_s, metadata=at.carried())
         async for response in self._reply:
             token = self._generation.accept(response)
             if token is not None:

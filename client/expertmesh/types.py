@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,6 +58,57 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredToken:
+    """A token of a given text. `logprob` is None where nothing stands before it; `piece` is the vocabulary's spelling.
+
+    `top_logprobs` are the most likely tokens at its place, best first.
+    """
+
+    id: int
+    piece: str
+    logprob: float | None
+    top_logprobs: tuple[TopLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How likely a given text is: natural logarithms, one per token of the text (not of its prompt).
+
+    `total_logprob` sums those that exist, `active_share` is the share of feed-forward neurons that were evaluated,
+    `lossy` what touched the values that is not exact, `total_ms` the time from admission as the gateway measured it.
+    """
+
+    tokens: tuple[ScoredToken, ...]
+    total_logprob: float
+    prompt_tokens: int
+    precision: str
+    numerics: str
+    active_share: float
+    lossy: tuple[str, ...]
+    queue_ms: float
+    total_ms: float
+    request_id: str
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return tuple(token.id for token in self.tokens)
+
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        return tuple(token.piece for token in self.tokens)
+
+    @property
+    def logprobs(self) -> tuple[float | None, ...]:
+        return tuple(token.logprob for token in self.tokens)
+
+    @property
+    def perplexity(self) -> float:
+        """exp(-mean log probability) over the tokens that have one; NaN if none has."""
+        counted = sum(token.logprob is not None for token in self.tokens)
+        return math.exp(-self.total_logprob / counted) if counted else math.nan
+
+
+@dataclass(frozen=True, slots=True)
 class Tokenization:
     """Token ids and the text that each stands for."""
 
@@ -93,11 +145,12 @@ class Node:
     heartbeat_age_ms: int
     providers: tuple[str, ...]
     endpoints: tuple[str, ...]
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertPlacement:
-    """Where one expert of one model lives."""
+    """Where one expert of one model lives; `rows` went to it since the controller started."""
 
     model: str
     layer: int
@@ -105,6 +158,7 @@ class ExpertPlacement:
     precision: str
     resident_bytes: int
     worker_ids: tuple[str, ...]
+    rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)

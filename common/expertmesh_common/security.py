@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import hmac
 import ssl
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
 import grpc.aio
 
-from expertmesh_common.errors import InvalidInput
+from expertmesh_common.access.doorkeeper import Doorkeeper
+from expertmesh_common.access.identity import Identity
+from expertmesh_common.access.scopes import Scope
+from expertmesh_common.errors import InvalidInput, MeshError
+from expertmesh_common.tls import MESH_NAME, RenewingContext, TlsFiles, renewing_server_credentials
+
+__all__ = ["KEEPALIVE", "MESH_NAME", "MESSAGE_LIMITS", "TLS_OPTIONS", "Security", "TlsFiles", "dial"]
 
 MAX_MESSAGE_BYTES = 64 * 2**20
-# Every certificate of a mesh carries this name, and callers ask for it: parts move between machines and addresses, so
-# what is proven is membership of the mesh (its authority signed it), not an address.
-MESH_NAME = "expertmesh"
 TLS_OPTIONS: tuple[tuple[str, str], ...] = (("grpc.ssl_target_name_override", MESH_NAME),)
 
 # A cut link is noticed within about 2 s: one ping a second, given up after another.
@@ -34,63 +35,61 @@ MESSAGE_LIMITS: tuple[tuple[str, int], ...] = (
 # A worker that restarts on the same address must be found again at once, not after gRPC's default minute of backoff.
 RECONNECT: tuple[tuple[str, int], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 3000),  # also the time limit of one attempt, and a machine may be far
     ("grpc.max_reconnect_backoff_ms", 2000),
 )
 
 
 @dataclass(frozen=True, slots=True)
-class TlsFiles:
-    """PEM files of one party: the authority it trusts, its certificate and its key."""
-
-    ca: Path
-    certificate: Path
-    key: Path
-
-    @classmethod
-    def in_folder(cls, folder: Path) -> TlsFiles:
-        """`ca.pem`, `cert.pem` and `key.pem` of `folder`.
-
-        Raises:
-            InvalidInput: one of them is missing.
-
-        """
-        files = cls(folder / "ca.pem", folder / "cert.pem", folder / "key.pem")
-        for path in (files.ca, files.certificate, files.key):
-            if not path.is_file():
-                raise InvalidInput(f"{path} is missing; a TLS folder holds ca.pem, cert.pem and key.pem")
-        return files
-
-
-@dataclass(frozen=True, slots=True)
 class Security:
-    """What a process presents and demands. `Security()` is plain text without a token."""
+    """What a process presents and demands. `Security()` is plain text without a token.
+
+    `token` is what it presents to its controller, `passing` what it presents instead where it is given. Its own servers
+    ask `doorkeeper`, which accepts `token` unless another one is given.
+    """
 
     tls: TlsFiles | None = None
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
+    passing: Callable[[], str | None] | None = field(default=None, repr=False)
+    doorkeeper: Doorkeeper = field(default=None, repr=False, compare=False)  # type: ignore[assignment] # set below
 
     def __post_init__(self) -> None:
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token):
             raise InvalidInput(
                 "a token is one or more printable ASCII characters; make one with `openssl rand -hex 16`"
             )
+        if self.doorkeeper is None:
+            object.__setattr__(self, "doorkeeper", Doorkeeper(self.token))
 
-    def accepts(self, presented: str | None) -> bool:
-        """Whether a caller's token is right; compared in constant time."""
-        if self.token is None:
-            return True
-        return presented is not None and hmac.compare_digest(presented.encode(), self.token.encode())
+    def check(self, presented: str | None, needed: Scope, peer: str = "") -> Identity:
+        """The caller behind a token; see `Doorkeeper.check` for the errors. For doors that are no gRPC server."""
+        return self.doorkeeper.check(presented, needed, peer)
+
+    def accepts(self, presented: str | None, needed: Scope = Scope.INFER) -> bool:
+        """Whether a caller's token is right for what needs the scope `needed`."""
+        try:
+            self.doorkeeper.check(presented, needed)
+        except MeshError:
+            return False
+        return True
+
+    def towards_parts(self, passing: Callable[[], str | None]) -> Security:
+        """For calls to other parts of the mesh: they get a pass, never the token of this process."""
+        return replace(self, token=None, passing=passing)
+
+    @property
+    def presented(self) -> str | None:
+        """What a call carries now."""
+        return self.token if self.passing is None else self.passing()
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """What a call must carry to be accepted; `dial` adds it by itself."""
-        return () if self.token is None else (("authorization", f"Bearer {self.token}"),)
+        presented = self.presented
+        return () if presented is None else (("authorization", f"Bearer {presented}"),)
 
     def server_credentials(self) -> grpc.ServerCredentials | None:
-        """Credentials that demand a client certificate, or None for plain text."""
-        if self.tls is None:
-            return None
-        pair = (self.tls.key.read_bytes(), self.tls.certificate.read_bytes())
-        return grpc.ssl_server_credentials([pair], root_certificates=self.tls.ca.read_bytes(), require_client_auth=True)
+        """Credentials that demand a client certificate, read again when the files change; None for plain text."""
+        return None if self.tls is None else renewing_server_credentials(self.tls)
 
     def channel_credentials(self) -> grpc.ChannelCredentials | None:
         if self.tls is None:
@@ -101,20 +100,10 @@ class Security:
 
     def ssl_server_context(self) -> ssl.SSLContext | None:
         """The same demands for the stream transport over TCP."""
-        return self._context(ssl.PROTOCOL_TLS_SERVER)
+        return None if self.tls is None else RenewingContext(self.tls, ssl.PROTOCOL_TLS_SERVER)
 
     def ssl_client_context(self) -> ssl.SSLContext | None:
-        return self._context(ssl.PROTOCOL_TLS_CLIENT)
-
-    def _context(self, protocol: int) -> ssl.SSLContext | None:
-        if self.tls is None:
-            return None
-        context = ssl.SSLContext(protocol)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.load_verify_locations(self.tls.ca)
-        context.load_cert_chain(self.tls.certificate, self.tls.key)
-        context.verify_mode = ssl.CERT_REQUIRED
-        return context
+        return None if self.tls is None else RenewingContext(self.tls, ssl.PROTOCOL_TLS_CLIENT)
 
 
 def dial(address: str, security: Security, options: Sequence[tuple[str, Any]] = ()) -> grpc.aio.Channel:
@@ -124,7 +113,7 @@ def dial(address: str, security: Security, options: Sequence[tuple[str, Any]] = 
     dialled with a `Security` without token and passes `metadata=security.metadata()` itself.
     """
     settings = [*KEEPALIVE, *MESSAGE_LIMITS, *RECONNECT, *options]
-    interceptors = _bearer_interceptors(security.token) if security.token is not None else []
+    interceptors = [] if security.token is None and security.passing is None else _bearer_interceptors(security)
     credentials = security.channel_credentials()
     if credentials is None:
         return grpc.aio.insecure_channel(address, settings, interceptors=interceptors)
@@ -132,13 +121,13 @@ def dial(address: str, security: Security, options: Sequence[tuple[str, Any]] = 
 
 
 class _Bearer:
-    """Adds the token to the metadata of one kind of call."""
+    """Adds what is presented now to the metadata of one kind of call."""
 
-    def __init__(self, token: str) -> None:
-        self._entry = ("authorization", f"Bearer {token}")
+    def __init__(self, security: Security) -> None:
+        self._security = security
 
     async def _add(self, continuation: Any, details: grpc.aio.ClientCallDetails, request: Any) -> Any:  # noqa: ANN401
-        metadata = grpc.aio.Metadata(*(details.metadata or ()), self._entry)
+        metadata = grpc.aio.Metadata(*(details.metadata or ()), *self._security.metadata())
         changed = grpc.aio.ClientCallDetails(
             details.method, details.timeout, metadata, details.credentials, details.wait_for_ready
         )
@@ -165,5 +154,6 @@ class _BearerStreamStream(_Bearer, grpc.aio.StreamStreamClientInterceptor):
         return await self._add(continuation, client_call_details, request_iterator)
 
 
-def _bearer_interceptors(token: str) -> list[grpc.aio.ClientInterceptor]:
-    return [kind(token) for kind in (_BearerUnaryUnary, _BearerUnaryStream, _BearerStreamUnary, _BearerStreamStream)]
+def _bearer_interceptors(security: Security) -> list[grpc.aio.ClientInterceptor]:
+    kinds = (_BearerUnaryUnary, _BearerUnaryStream, _BearerStreamUnary, _BearerStreamStream)
+    return [kind(security) for kind in kinds]

@@ -10,7 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-Model = Annotated[Path | None, typer.Option("--model", help="Folder of the model bundle to serve.")]
+from expertmesh_controller.gateway_cli import register as register_gateway
+
+Models = Annotated[
+    list[str] | None,
+    typer.Option("--model", metavar="[NAME=]FOLDER", help="A model bundle to serve; may be given several times."),
+]
 TlsFolder = Annotated[
     Path | None, typer.Option("--tls", envvar="EXPERTMESH_TLS", help="Folder with ca.pem, cert.pem and key.pem.")
 ]
@@ -25,12 +30,16 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("up")(up)
     app.command("controller")(controller)
+    register_gateway(app)
 
 
 def controller(
     *,
-    model: Model = None,
+    model: Models = None,
     listen: Annotated[str | None, typer.Option(help="host:port or unix:path; 127.0.0.1:7070 by default.")] = None,
+    http_listen: Annotated[
+        str | None, typer.Option(help="host:port of the OpenAI API, or off; ten ports above --listen by default.")
+    ] = None,
     token: Token = None,
     tls: TlsFolder = None,
     store: Annotated[str | None, typer.Option(help="embedded (default), memory, or a redis:// URL.")] = None,
@@ -42,11 +51,18 @@ def controller(
     prefill_chunk: Annotated[int | None, typer.Option(help="Prompt tokens per step; 256 by default.")] = None,
     transport: Transport = None,
     expected_workers: Annotated[int | None, typer.Option(help="Wait for them before the first placement.")] = None,
+    metrics_listen: Annotated[
+        str | None, typer.Option(help="host:port of /livez, /readyz and /metrics; auto (loopback, 7090) or off.")
+    ] = None,
+    otlp: Annotated[
+        str | None, typer.Option(help="http://host:port that traces go to; as OTEL_EXPORTER_OTLP_ENDPOINT says.")
+    ] = None,
     config: Annotated[
-        Path | None, typer.Option(envvar="EXPERTMESH_CONFIG", help="TOML file with a [controller] table.")
+        Path | None,
+        typer.Option(envvar="EXPERTMESH_CONFIG", help="TOML file with [controller], perhaps [[controller.models]]."),
     ] = None,
 ) -> None:
-    """Run the controller: the gateway that serves the model and the loop that places its experts."""
+    """Run the controller: the gateway that serves models and the loop that places their experts."""
     from expertmesh_common.logs import setup_logs  # noqa: PLC0415
     from expertmesh_controller.process import run  # noqa: PLC0415 - onnxruntime loads only where it runs
     from expertmesh_controller.settings import read_settings  # noqa: PLC0415
@@ -54,7 +70,8 @@ def controller(
     flags: dict[str, Any] = {
         "model": model, "listen": listen, "token": token, "tls": tls, "store": store, "precision": precision,
         "threads": threads, "slots": slots, "context_tokens": context, "prefill_chunk_tokens": prefill_chunk,
-        "transport": transport, "data": data, "expected_workers": expected_workers,
+        "transport": transport, "data": data, "expected_workers": expected_workers, "http_listen": http_listen,
+        "metrics_listen": metrics_listen, "otlp": otlp,
     }  # fmt: skip
     setup_logs()
     run(read_settings(flags, os.environ, config))
@@ -62,18 +79,24 @@ def controller(
 
 def up(
     *,
-    model: Model = None,
+    model: Models = None,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes on this machine.")] = 3,
+    gateways: Annotated[
+        int, typer.Option(min=1, max=8, help="Gateways; those after the first are processes of their own.")
+    ] = 1,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the controller; 0 takes any free one.")] = 7070,
     host: Annotated[str, typer.Option(help="Interface to listen on; 127.0.0.1 keeps other machines out.")] = "0.0.0.0",
     listen: Annotated[str | None, typer.Option(help="host:port or unix:path, instead of --host and --port.")] = None,
+    http_port: Annotated[
+        str | None, typer.Option(help="Port of the OpenAI API: a number, 0 for any free one, or off; 7080 by default.")
+    ] = None,
     budget_share: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Each worker's memory, as a share of all experts.")
     ] = 0.6,
     precision: Precision = None,
     transport: Transport = None,
     token: Token = None,
-    secure: Annotated[bool, typer.Option("--secure", help="Mutual TLS with a development CA made here.")] = False,
+    secure: Annotated[bool, typer.Option("--secure", help="Mutual TLS with a CA made here, and tokens.")] = False,
     tls: TlsFolder = None,
     store: Annotated[str | None, typer.Option(help="embedded (default), memory, or a redis:// URL.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the trunk.")] = None,
@@ -84,7 +107,7 @@ def up(
         Path | None, typer.Option(help="Written when the mesh serves: address, token and processes as JSON.")
     ] = None,
 ) -> None:
-    """Serve a model on this machine: one controller and its workers, until Ctrl-C."""
+    """Serve models on this machine: one controller and its workers, until Ctrl-C."""
     from rich.console import Console  # noqa: PLC0415
 
     from expertmesh_common.socket_folders import socket_root  # noqa: PLC0415
@@ -96,8 +119,9 @@ def up(
     environment = dict(os.environ) if store is None else {**os.environ, "EXPERTMESH_STORE": store}
     options = tuple(part for name, value in given.items() if value is not None for part in (name, str(value)))
     flags = UpFlags(
-        model, workers, budget_share, listen or f"{host}:{port}", precision or "fp32", transport or "auto", token,
-        secure, tls, cache, logs, options,
+        tuple(model or ()), workers, budget_share, listen or f"{host}:{port}", precision or "fp32", transport or "auto",
+        token, secure, tls, cache, logs, options, gateways=gateways, http_port=http_port,
+        gateway_options=options,
     )  # fmt: skip
     # Sockets and other temporary files of all processes live and die in one folder.
     with tempfile.TemporaryDirectory(prefix="expertmesh-", dir=socket_root(), ignore_cleanup_errors=True) as folder:

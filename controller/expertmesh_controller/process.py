@@ -5,28 +5,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import uuid
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from dataclasses import replace
+from typing import Any
 
 from expertmesh.version import __version__
-from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.clock import SystemClock
 from expertmesh_common.errors import InvalidInput
+from expertmesh_common.observability.tracing import tracing_while
+from expertmesh_common.observability.watching import CONTROLLER_PORT, shown
 from expertmesh_common.running import run_service
 from expertmesh_common.security import Security, TlsFiles
 from expertmesh_common.serving import Serving
-from expertmesh_controller.control.catalogue import ServedModel
+from expertmesh_controller.cluster.models import ModelSpec
+from expertmesh_controller.cluster.routes import Routes
+from expertmesh_controller.control.access.control import AccessControl
 from expertmesh_controller.control.loop import SERVICES, ControlLoop
+from expertmesh_controller.control.models.keeping import ModelKeeper
+from expertmesh_controller.control.models.operations import ModelOperations
 from expertmesh_controller.control.settings import ControlSettings
 from expertmesh_controller.control.store.base import Store
 from expertmesh_controller.control.store.opening import open_store
-from expertmesh_controller.gateway.dispatch.links.opening import Caller
-from expertmesh_controller.gateway.dispatch.links.pool import LinkPool
-from expertmesh_controller.gateway.dispatch.plane import ExpertPlane
-from expertmesh_controller.gateway.gateway import Gateway
-from expertmesh_controller.gateway.gating.gate import load_gates
+from expertmesh_controller.gateway.doors import add_services
+from expertmesh_controller.gateway.hosting import ModelHost, Surroundings
 from expertmesh_controller.gateway.settings import GatewaySettings
+from expertmesh_controller.http_door import HttpDoor, openai_door
 from expertmesh_controller.local.reaching import is_local_only
+from expertmesh_controller.observing import controller_shows
 from expertmesh_controller.settings import ControllerSettings, data_folder
 
 log = logging.getLogger(__name__)
@@ -50,21 +56,38 @@ async def serve(settings: ControllerSettings, stop: asyncio.Event) -> None:
 
     """
     security = security_of(settings)
-    bundle = Bundle(settings.model)
-    async with _store(settings) as store, _plane(settings, bundle, security) as plane:
-        loop = _control_loop(settings, bundle, store)
-        gateway = Gateway(bundle, settings.precision, loop.routes, plane, _gateway_settings(settings))
-        serving = Serving(security)
-        loop.add_to(serving.server)
-        services = (*gateway.add_to(serving.server), *SERVICES)
-        deciding = asyncio.create_task(loop.run(), name="control loop")
+    async with (
+        tracing_while("controller", settings.listen, os.environ, settings.otlp) as tracing,
+        _store(settings) as store,
+        _access(settings, store, security) as access,
+    ):
+        loop = _control_loop(settings, store)
+        access.lease = lambda: loop.leadership.lease
+        host = ModelHost(replace(_surroundings(settings, loop.routes, access.towards_parts), tracing=tracing))
+        keeper = ModelKeeper(loop, host, store, SystemClock(), specs_of(settings))
+        serving = Serving(security, access.audit.note)
+        loop.add_to(serving.server, ModelOperations(keeper, settings.precision, settings.slots))
+        access.add_to(serving.server)
+        services = (*add_services(serving.server, host.models, host.answering), *SERVICES, access.SERVICE)
+        started = asyncio.Event()
+        tasks: list[asyncio.Task[None]] = []
+        door: HttpDoor | None = None
+        shows = controller_shows(loop, host, started)
         try:
-            await gateway.start()
-            port = await serving.start(settings.listen, services)
-            log.info("serving %s at %s on %s port=%d", bundle.manifest.name, settings.precision, settings.listen, port)
-            await _either(stop, deciding)
+            async with shown(shows, serving, settings.metrics_listen, CONTROLLER_PORT):
+                await keeper.start()
+                tasks.append(asyncio.create_task(loop.run(), name="control loop"))
+                tasks.append(asyncio.create_task(keeper.restore(), name="restore models"))
+                port = await serving.start(settings.listen, services)
+                log.info("serving %s on %s port=%d", ", ".join(host.models.serving), settings.listen, port)
+                door = await openai_door(
+                    host.answering, security, settings.http_listen, settings.listen, settings.drain_s
+                )
+                started.set()
+                await _either(stop, tasks[0])
         finally:
-            await _end(serving, loop, gateway, deciding, settings.drain_s)
+            doors = [serving.stop(settings.drain_s), *([] if door is None else [door.stop()])]
+            await _end(doors, loop, host, tasks)
     log.info("controller stopped")
 
 
@@ -93,29 +116,35 @@ async def _store(settings: ControllerSettings) -> AsyncIterator[Store]:
 
 
 @contextlib.asynccontextmanager
-async def _plane(settings: ControllerSettings, bundle: Bundle, security: Security) -> AsyncIterator[ExpertPlane]:
-    manifest = bundle.manifest
-    pool = LinkPool(Caller(uuid.uuid4().hex, security, settings.transport))
-    plane = ExpertPlane(manifest.name, manifest.layers, load_gates(bundle), pool)
+async def _access(settings: ControllerSettings, store: Store, security: Security) -> AsyncIterator[AccessControl]:
+    access = AccessControl(store, security, settings.join_token, SystemClock())
+    await access.load()
+    running = asyncio.create_task(access.run(), name="access control")
     try:
-        yield plane
+        yield access
     finally:
-        await asyncio.to_thread(plane.close)  # joins the links' threads
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
-def _control_loop(settings: ControllerSettings, bundle: Bundle, store: Store) -> ControlLoop:
-    model = ServedModel(bundle.manifest.name, bundle, settings.precision)
+def _control_loop(settings: ControllerSettings, store: Store) -> ControlLoop:
     control = ControlSettings(expected_workers=settings.expected_workers)
-    return ControlLoop([model], store, SystemClock(), control, version=__version__)
+    return ControlLoop((), store, SystemClock(), control, version=__version__)
 
 
-def _gateway_settings(settings: ControllerSettings) -> GatewaySettings:
-    return GatewaySettings(
+def specs_of(settings: ControllerSettings) -> tuple[ModelSpec, ...]:
+    """The models that the settings ask for."""
+    return tuple(model.spec(settings.precision, settings.slots) for model in settings.models)
+
+
+def _surroundings(settings: ControllerSettings, routes: Routes, towards_workers: Security) -> Surroundings:
+    gateway = GatewaySettings(
         slots=settings.slots,
         context_tokens=settings.context_tokens,
         prefill_chunk_tokens=settings.prefill_chunk_tokens,
         threads=settings.threads,
     )
+    return Surroundings(routes, towards_workers, settings.transport, settings=gateway)
 
 
 async def _either(stop: asyncio.Event, deciding: asyncio.Task[None]) -> None:
@@ -130,12 +159,13 @@ async def _either(stop: asyncio.Event, deciding: asyncio.Task[None]) -> None:
 
 
 async def _end(
-    serving: Serving, loop: ControlLoop, gateway: Gateway, deciding: asyncio.Task[None], drain_s: float
+    doors: Sequence[Coroutine[Any, Any, None]], loop: ControlLoop, host: ModelHost, tasks: Sequence[asyncio.Task[None]]
 ) -> None:
     """Take no new call, end the workers' streams (they never end by themselves), let answers finish, then stop."""
-    draining = asyncio.create_task(serving.stop(drain_s))
-    deciding.cancel()
-    await asyncio.gather(deciding, return_exceptions=True)
+    draining = [asyncio.create_task(door) for door in doors]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
     await loop.stop()
-    await draining
-    await gateway.stop()
+    await asyncio.gather(*draining)
+    await host.close()

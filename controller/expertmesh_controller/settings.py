@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from expertmesh.local_access import home_folder
 from expertmesh_common.bundle.manifest import Precision
 from expertmesh_common.errors import InvalidInput
+from expertmesh_controller.model_settings import ENVIRONMENT_SEPARATOR, ModelSettings, with_models
 
 ENVIRONMENT_PREFIX = "EXPERTMESH_"
 TABLE = "controller"
@@ -25,12 +26,16 @@ class ControllerSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: Path
-    """Folder of the bundle to serve."""
+    models: Annotated[tuple[ModelSettings, ...], Field(min_length=1)]
+    """The bundles to serve; `model` is the short form: a folder, or several, each perhaps as NAME=FOLDER."""
     listen: str = "127.0.0.1:7070"
     """`host:port` or `unix:path`; loopback by default, because a wider one needs a token."""
+    http_listen: str | None = None
+    """Where the OpenAI door is: `host:port`, `off`, or None for ten ports above `listen`."""
     token: Annotated[str | None, Field(min_length=1)] = None
     """What every caller must present; None lets everybody in who can connect."""
+    join_token: Annotated[str | None, Field(min_length=1)] = None
+    """What workers and gateways may present instead: em_<id>_<secret>, several with commas; they can join, no more."""
     tls: Path | None = None
     """Folder with ca.pem, cert.pem and key.pem; None is plain text."""
     store: str = "embedded"
@@ -38,11 +43,11 @@ class ControllerSettings(BaseModel):
     data: Path | None = None
     """Folder of the embedded store; None takes one per listening address in the user's expertmesh folder."""
     precision: Precision = "fp32"
-    """Of trunk and experts; fp32 equals the dense reference."""
+    """Of trunk and experts, for models that say nothing else; fp32 equals the dense reference."""
     threads: Annotated[int, Field(ge=1, le=256)] = 1
-    """Of the trunk. More than the free cores makes every token slower."""
+    """Of each trunk. More than the free cores makes every token slower."""
     slots: Annotated[int, Field(ge=1, le=1024)] = 16
-    """Answers in progress at once; each holds keys and values for a whole context."""
+    """Answers in progress at once, per model that says nothing else; each holds keys and values for a whole context."""
     context_tokens: Annotated[int, Field(ge=16)] = 2048
     """Prompt and answer together; the model's own limit if that is lower."""
     prefill_chunk_tokens: Annotated[int, Field(ge=1)] = 256
@@ -51,11 +56,15 @@ class ControllerSettings(BaseModel):
     """Of the expert channel; auto takes unix sockets on one host and TCP between hosts, gRPC where neither works."""
     expected_workers: Annotated[int, Field(ge=0)] = 0
     """The first placement waits for this many workers, so that it need not be changed at once; 0 is unknown."""
+    metrics_listen: str = "auto"
+    """Where metrics and probes are: `host:port`, `auto` (loopback, 7090 if it is free) or `off`."""
+    otlp: str | None = None
+    """Where traces go; None takes what OpenTelemetry's own variables say, by default nowhere."""
     drain_s: Annotated[float, Field(ge=0)] = 5.0
     """How long running answers may go on after a signal to end."""
 
 
-SECRETS = ("token", "store")
+SECRETS = ("token", "join_token", "store")
 
 
 def read_settings(flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None) -> ControllerSettings:
@@ -65,13 +74,15 @@ def read_settings(flags: Mapping[str, Any], environment: Mapping[str, str], file
         InvalidInput: the file cannot be read, or a value is missing, unknown or out of range.
 
     """
-    merged = {**_from_file(file), **_from_environment(environment)}
-    merged.update({name: value for name, value in flags.items() if value is not None})
+    merged = {**with_models(_from_file(file)), **with_models(_from_environment(environment), ENVIRONMENT_SEPARATOR)}
+    merged.update(with_models({name: value for name, value in flags.items() if value is not None}))
     try:
         return ControllerSettings.model_validate(merged)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
+        if name == "models" and first["type"] in {"missing", "too_short"}:
+            raise InvalidInput("setting 'model' is missing: name the folder of a model bundle") from error
         # For a missing field pydantic's input is the whole table, and tokens and store URLs are secrets anyway.
         shown = "" if first["type"] == "missing" or name in SECRETS else f" (got {first['input']!r})"
         raise InvalidInput(f"setting {name!r}: {first['msg']}{shown}") from error
@@ -85,7 +96,8 @@ def data_folder(settings: ControllerSettings) -> Path:
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    named = {name: f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in ControllerSettings.model_fields}
+    names = ("model", *(name for name in ControllerSettings.model_fields if name != "models"))
+    named = {name: f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in names}
     return {name: environment[variable] for name, variable in named.items() if variable in environment}
 
 

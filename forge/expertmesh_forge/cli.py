@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ import typer
 if TYPE_CHECKING:
     from expertmesh_common.bundle.manifest import Precision
     from expertmesh_forge.converting import Progress
+    from expertmesh_forge.verifying import Verified
 
 BundleFolder = Annotated[Path, typer.Argument(help="Folder of the bundle.")]
 Source = Annotated[str, typer.Argument(help="A .gguf file, or an installed package that holds one.")]
@@ -83,13 +85,37 @@ def inspect(
         render_report(report, Console(highlight=False))
 
 
-def verify(bundle: BundleFolder) -> None:
-    """Hash every blob of a bundle and compare it with the manifest."""
+def verify(
+    bundle: BundleFolder, *, as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False
+) -> None:
+    """Check a bundle: digests, graphs, experts, gates, tokenizer. Ends with code 7 and every problem if not whole."""
+    from expertmesh.cli.failures import CORRUPT  # noqa: PLC0415
     from expertmesh_common.bundle.blobs import Bundle  # noqa: PLC0415
-    from expertmesh_forge.inspecting import verify_bundle  # noqa: PLC0415
+    from expertmesh_forge.verifying import verify as verify_bundle  # noqa: PLC0415
 
-    count = verify_bundle(Bundle(bundle))
-    typer.echo(f"{bundle}: all {count} blobs are whole")
+    with _progress_bars() as on_progress:
+        found = verify_bundle(Bundle(bundle), on_progress)
+    if as_json:
+        typer.echo(json.dumps({"whole": found.whole, **asdict(found)}))
+    else:
+        _say_verified(bundle, found)
+    if not found.whole:
+        raise typer.Exit(CORRUPT)
+
+
+def _say_verified(bundle: Path, found: Verified) -> None:
+    for problem in found.problems:
+        typer.echo(f"{bundle}: {problem}", err=True)
+    if not found.whole:
+        typer.echo(f"{bundle} is not whole: copy or convert it again", err=True)
+        return
+    opened = "opened" if found.graphs_run == found.graphs else "read (install onnxruntime to open them)"
+    typer.echo(
+        f"{bundle}: all {found.blobs} blobs are whole, {found.graphs} graphs {opened}, "
+        f"{found.experts} experts and {found.gates} gates fit"
+    )
+    if found.strangers:
+        typer.echo(f"{len(found.strangers)} files in blobs/sha256 belong to nothing and may be deleted")
 
 
 def curve(
@@ -119,7 +145,8 @@ def _progress_bars() -> Iterator[Progress]:
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import Progress as Bars  # noqa: PLC0415
 
-    with Bars(console=Console(stderr=True)) as bars:
+    console = Console(stderr=True)
+    with Bars(console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks = {}
 
         def report(stage: str, done: int, total: int) -> None:

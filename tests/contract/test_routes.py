@@ -9,7 +9,7 @@ import pytest
 
 from expertmesh_api.v1 import routes_pb2_grpc
 from expertmesh_common.clock import SystemClock
-from expertmesh_common.errors import Unavailable
+from expertmesh_common.errors import Unauthenticated, Unavailable
 from expertmesh_common.security import Security, dial
 from expertmesh_common.serving import Serving
 from expertmesh_controller.cluster.remote_routes import RemoteRoutes
@@ -23,8 +23,10 @@ from expertmesh_controller.cluster.routes import (
     RouteTable,
     WorkerRoute,
 )
+from expertmesh_controller.control.bundles_hub import BundlesHub
 from expertmesh_controller.control.routes_hub import RoutesHub
 from expertmesh_controller.control.routes_service import RoutesService
+from expertmesh_controller.gateway.following import RouteFollower
 
 WORKER = WorkerRoute("w", "g", (EndpointAddress("grpc", "h:1"), EndpointAddress("unix", "/s")), "host", 12.5)
 
@@ -54,7 +56,7 @@ async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
         yield rig
         return
     serving = Serving(Security())
-    routes_pb2_grpc.add_RoutesServicer_to_server(RoutesService(rig.hub), serving.server)
+    routes_pb2_grpc.add_RoutesServicer_to_server(RoutesService(rig.hub, BundlesHub()), serving.server)
     port = await serving.start("127.0.0.1:0")
     async with dial(f"127.0.0.1:{port}", Security()) as channel:
         rig.routes = RemoteRoutes(channel, "gw", SystemClock())
@@ -128,7 +130,7 @@ async def test_a_remote_watcher_reconnects_and_takes_only_newer_tables() -> None
 
     async def serve(hub: RoutesHub) -> Serving:
         serving = Serving(Security())
-        routes_pb2_grpc.add_RoutesServicer_to_server(RoutesService(hub), serving.server)
+        routes_pb2_grpc.add_RoutesServicer_to_server(RoutesService(hub, BundlesHub()), serving.server)
         ports.append(await serving.start(f"127.0.0.1:{ports[0] if ports else 0}"))
         return serving
 
@@ -152,4 +154,41 @@ async def test_a_remote_watcher_reconnects_and_takes_only_newer_tables() -> None
         async with asyncio.timeout(10):
             assert await following == table(1, term=2)
         await watch.aclose()
+    await serving.stop(0.0)
+
+
+class FollowingPlane:
+    """Remembers the tables that a follower gives it."""
+
+    def __init__(self) -> None:
+        self.tables: asyncio.Queue[RouteTable] = asyncio.Queue()
+
+    def update(self, table: RouteTable) -> None:
+        self.tables.put_nowait(table)
+
+
+async def test_a_refused_gateway_says_why_and_follows_as_soon_as_it_is_let_in(caplog: pytest.LogCaptureFixture) -> None:
+    rig = Rig()
+    rig.hub.publish(table(3))
+
+    async def serve(security: Security, port: int = 0) -> tuple[Serving, int]:
+        serving = Serving(security)
+        routes_pb2_grpc.add_RoutesServicer_to_server(RoutesService(rig.hub, BundlesHub()), serving.server)
+        return serving, await serving.start(f"127.0.0.1:{port}")
+
+    serving, port = await serve(Security(token="right"))
+    async with dial(f"127.0.0.1:{port}", Security(token="wrong")) as channel:
+        routes, plane = RemoteRoutes(channel, "gw", SystemClock(), retry_s=0.05), FollowingPlane()
+        with pytest.raises(Unauthenticated, match="gives no routes: UNAUTHENTICATED"):
+            await anext(routes.watch())
+        follower = RouteFollower(routes, plane, SystemClock(), "gw", "m")
+        following = asyncio.create_task(follower.follow())
+        while "routes cannot be watched" not in caplog.text:  # noqa: ASYNC110 - a log tells nobody
+            await asyncio.sleep(0.01)
+        await serving.stop(0.0)
+        serving, _ = await serve(Security(token="wrong"), port)
+        async with asyncio.timeout(10):
+            assert await plane.tables.get() == table(3)
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
     await serving.stop(0.0)

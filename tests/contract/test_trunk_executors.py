@@ -100,6 +100,20 @@ def test_every_slot_may_be_busy_while_a_prompt_ends(trunk, plane, bundle) -> Non
     assert_same(logits[2], tiny.dense_logits(bundle, [3, 2, 3, 6])[-1])
 
 
+def test_any_rows_of_a_chunk_can_be_asked_for_their_logits_beside_decode_rows(trunk, plane, bundle) -> None:
+    other, ids = [9, 8, 7], list(range(100, 130))
+    prefill(trunk, plane, 0, other)
+    logits = step(trunk, plane, decode([11], [3], Chunk(2, 0, np.asarray(ids[:20]), ends_prompt=False)))
+    assert_same(logits[0], tiny.dense_logits(bundle, [*other, 11])[-1])
+    expected = tiny.dense_logits(bundle, ids)
+    rows = trunk.limits.head_rows
+    for first in range(0, 20, rows):
+        count = min(rows, 20 - first)
+        assert_same(trunk.chunk_logits(first, count).copy(), expected[first : first + count])
+    step(trunk, plane, Work(*NOBODY, Chunk(2, 20, np.asarray(ids[20:]), ends_prompt=False)))
+    assert_same(trunk.chunk_logits(7, 3).copy(), expected[27:30])
+
+
 def test_a_context_beyond_the_model_is_refused(bundle) -> None:
     with pytest.raises(InvalidInput, match="allows up to 512"):
         LocalTrunk(bundle, "fp32", context_tokens=513)

@@ -29,6 +29,7 @@ class RunningUp:
     ready_file: Path
     output: Path
     address: str = ""
+    addresses: tuple[str, ...] = ()
     token: str | None = None
     tls_folder: Path | None = None
     pids: dict[str, int] = field(default_factory=dict)
@@ -40,6 +41,7 @@ class RunningUp:
     def refresh(self) -> None:
         state = json.loads(self.ready_file.read_text(encoding="utf-8"))
         self.address, self.token = state["address"], state["token"]
+        self.addresses = tuple(state["addresses"])
         self.tls_folder = Path(state["tls_folder"]) if state["tls_folder"] else None
         self.pids = {entry["name"]: entry["pid"] for entry in state["processes"]}
 

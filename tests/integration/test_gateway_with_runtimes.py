@@ -1,7 +1,9 @@
 """The engine over the real plane and two real worker runtimes in this process: a tiny model, every expert in ONNX."""
 
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from expertmesh_common.bundle.blobs import Bundle
@@ -59,7 +61,7 @@ class Mesh:
         self.plane.update(RouteTable(Epoch(1, 1), workers, instances))
         trunk = LocalTrunk(bundle, precision, slots=4, context_tokens=128, chunk_tokens=16)
         clock = SystemClock()
-        self.engine = Engine(trunk, Forward(trunk, self.plane, layers, clock, 10), clock, queue_limit=8)
+        self.engine = Engine(trunk, Forward(trunk, self.plane, layers, 10), clock, queue_limit=8)
 
     def submit(self, prompt: list[int], count: int) -> Ticket:
         return self.engine.submit(Request(tuple(prompt), count, SystemClock().monotonic() + 60))
@@ -93,3 +95,32 @@ async def test_at_int4_the_same_prompt_gives_the_same_tokens_again(bundle: Bundl
     mesh.plane.close()
     assert first == again
     assert len(set(first)) > 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_row_that_is_no_number_stays_alone(bundle: Bundle, precision: str, bad: float) -> None:
+    mesh = Mesh(bundle, precision)
+    rows = np.random.default_rng(0).standard_normal((5, tiny.HIDDEN)).astype(np.float32)
+    sound = mesh.plane.run(0, rows, time.monotonic() + 10)
+
+    rows[3, 7] = bad
+    out = mesh.plane.run(0, rows, time.monotonic() + 10)
+    alone = mesh.plane.run(0, rows[3:4], time.monotonic() + 10)
+
+    mesh.plane.close()
+    assert np.isnan(out[3]).all()
+    assert np.isnan(alone).all()
+    np.testing.assert_array_equal(np.delete(out, 3, axis=0), np.delete(sound, 3, axis=0))
+    assert len(mesh.plane.last_active) == 1
+
+
+def test_a_huge_row_is_still_a_number(bundle: Bundle) -> None:
+    mesh = Mesh(bundle, "fp32")
+    rows = np.full((2, tiny.HIDDEN), 1e25, np.float32)
+    rows[1] = 1.0
+
+    out = mesh.plane.run(0, rows, time.monotonic() + 10)
+
+    mesh.plane.close()
+    assert np.isfinite(out[1]).all()

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 
 import grpc
@@ -16,11 +19,12 @@ import pytest
 from expertmesh_api.v1 import blobs_pb2, blobs_pb2_grpc
 from expertmesh_common.bundle.blob_service import BlobService
 from expertmesh_common.bundle.blobs import BlobStore
-from expertmesh_common.errors import InvalidInput, Unavailable
+from expertmesh_common.errors import Exhausted, InvalidInput, Unavailable
 from expertmesh_common.security import Security
 from expertmesh_common.serving import Serving
 from expertmesh_worker.artifacts.cache import ArtifactCache, Wanted
 from expertmesh_worker.artifacts.partial import SUFFIX, Partial, remove_stale_partials
+from expertmesh_worker.artifacts.shelf import default_limit_bytes
 from expertmesh_worker.artifacts.sources import Sources
 
 DATA = np.random.default_rng(0).bytes(5 * 2**20 + 17)
@@ -322,3 +326,115 @@ def test_stale_partials_are_removed_unless_someone_writes_them(tmp_path):
 
     assert sorted(path.name[0] for path in store.folder.glob(f"*{SUFFIX}")) == ["b", "c"]
     writer.close()
+
+
+async def test_a_stopped_process_in_mid_fetch_holds_up_no_sibling(serve, origin, cache):
+    class Stuck(Counting):
+        async def Fetch(self, request, context):
+            async for message in super().Fetch(request, context):
+                yield message
+                if len(self.offsets) == 1:
+                    await asyncio.sleep(60)
+
+    service = Stuck(origin)
+    address = await serve(service)
+    command = [sys.executable, "-c", FETCH, str(cache.store.folder.parent), address, DIGEST, str(len(DATA))]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    child = await asyncio.create_subprocess_exec(*command, env=environment)
+    shared = cache.store.path(DIGEST).with_name(DIGEST + SUFFIX)
+    while not shared.exists() or shared.stat().st_size == 0:  # noqa: ASYNC110 - another process writes it
+        await asyncio.sleep(0.01)
+    child.send_signal(signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(8):
+            path = await cache.fetch(wanted(address))
+        assert path.read_bytes() == DATA
+        assert files(cache) == [DIGEST, DIGEST + SUFFIX]  # what the stopped process holds is left to it
+    finally:
+        child.kill()
+        await child.wait()
+
+
+def test_a_download_that_goes_on_is_waited_for_however_long_it_takes(tmp_path):
+    target = BlobStore(tmp_path).path(DIGEST)
+    first, ended = Partial(target), threading.Event()
+
+    def grow() -> None:
+        for _ in range(8):
+            first.append(b"x" * 10)
+            first.size_bytes  # noqa: B018 - asking flushes
+            time.sleep(0.1)
+        first.restart()
+        first.close()
+        ended.set()
+
+    writer = threading.Thread(target=grow)
+    writer.start()
+    second = Partial(target, standstill_s=0.4)
+    assert ended.is_set()
+    assert second.path == target.with_name(DIGEST + SUFFIX)
+    second.close()
+    writer.join()
+
+
+BLOB_BYTES = 1000
+
+
+@pytest.fixture
+async def small_cache(serve, tmp_path):
+    """A cache of three blobs of 1000 bytes, a source of five, and what to ask for them."""
+    origin = BlobStore(tmp_path / "origin")
+    blobs = [origin.put(bytes([n]) * BLOB_BYTES) for n in range(5)]
+    address = await serve(Counting(lambda: (origin,)))
+    sources = Sources(TOKEN)
+    cache = ArtifactCache(tmp_path / "cache", sources, limit_bytes=3 * BLOB_BYTES)
+    yield cache, [Wanted(blob.digest, blob.size_bytes, (address,)) for blob in blobs]
+    await sources.close()
+
+
+def kept(cache, blobs):
+    return {n for n, blob in enumerate(blobs) if cache.store.has(blob.digest)}
+
+
+async def test_what_was_used_longest_ago_makes_room_in_a_full_cache(small_cache):
+    cache, blobs = small_cache
+    for n, used_at in ((0, 30), (1, 10), (2, 20)):
+        path = await cache.fetch(blobs[n])
+        os.utime(path, (used_at, used_at))
+    await cache.fetch(blobs[3])
+    assert kept(cache, blobs) == {0, 2, 3}
+    await cache.fetch(blobs[4])
+    assert kept(cache, blobs) == {0, 3, 4}
+    async with cache.held(blobs[0]):  # using it makes it the newest
+        pass
+    os.utime(cache.store.path(blobs[3].digest), (1, 1))
+    await cache.fetch(blobs[1])
+    assert kept(cache, blobs) == {0, 4, 1}
+
+
+async def test_a_blob_that_is_being_loaded_never_leaves_the_cache(small_cache):
+    cache, blobs = small_cache
+    async with cache.held(blobs[0]) as path:
+        os.utime(path, (1, 1))
+        for n in (1, 2, 3):
+            await cache.fetch(blobs[n])
+        assert 0 in kept(cache, blobs)
+        assert len(kept(cache, blobs)) == 3
+        async with cache.held(blobs[2]), cache.held(blobs[3]):
+            with pytest.raises(Exhausted, match=rf"blob {blobs[4].digest} of 1000 bytes does not fit.*--cache-limit"):
+                await cache.fetch(blobs[4])
+    assert (await cache.fetch(blobs[4])).is_file()
+
+
+async def test_a_blob_that_is_larger_than_the_whole_cache_is_refused_with_its_name(small_cache, serve, origin):
+    cache, _ = small_cache
+    address = await serve(Counting(origin))
+    with pytest.raises(Exhausted, match=f"blob {DIGEST} of {len(DATA)} bytes"):
+        await cache.fetch(wanted(address))
+    assert files(cache) == []
+
+
+def test_without_a_limit_the_cache_may_take_most_of_the_free_disk(tmp_path):
+    folder = tmp_path / "not" / "made" / "yet"
+    free = shutil.disk_usage(tmp_path).free
+    assert 0.5 * free < default_limit_bytes(folder) < free

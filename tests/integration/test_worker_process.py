@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ import pytest
 from expertmesh_api.v1 import experts_pb2, experts_pb2_grpc, membership_pb2
 from expertmesh_common.bundle.blobs import BlobStore
 from expertmesh_common.channel.frame import Request, Status, decode_reply, encode_request, model_key
+from expertmesh_common.channel.layout import VERSION
 from expertmesh_common.channel.messages import EXECUTE_METHOD, unwrap, wrap
 from expertmesh_common.errors import Precondition
 from expertmesh_common.graphs.expert import resident_bytes
@@ -322,3 +324,14 @@ async def test_however_a_stream_ends_the_worker_joins_again(control, start_worke
     after = await control.next_worker()
 
     assert after.hello.generation == before.hello.generation
+
+
+async def test_expert_streams_listen_on_the_port_that_a_firewall_was_opened_for(control, start_worker):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    await start_worker("--stream-port", str(port))
+    stream = await control.next_worker()
+    offer = experts_pb2.OpenRequest(gateway_id="g", host_id="elsewhere", transports=["tcp"], frame_versions=[VERSION])
+    async with dial(stream.hello.endpoints[0].address, SECURITY) as channel:
+        opened = await experts_pb2_grpc.ExpertsStub(channel).Open(offer)
+    assert opened.endpoint.address == f"127.0.0.1:{port}"

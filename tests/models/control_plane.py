@@ -14,11 +14,15 @@ from expertmesh_common.security import Security
 from expertmesh_common.serving import Serving
 from expertmesh_controller.control.catalogue import ServedModel
 from expertmesh_controller.control.loop import ControlLoop
+from expertmesh_controller.control.models.hosting import NoGateway
+from expertmesh_controller.control.models.keeping import ModelKeeper
+from expertmesh_controller.control.models.operations import ModelOperations
 from expertmesh_controller.control.settings import ControlSettings
 from expertmesh_controller.control.store.base import Store
 
 QUICK = ControlSettings(
     lease_s=0.6, heartbeat_s=0.1, order_timeout_s=0.5, retry_first_s=0.05, tick_s=0.02, gather_s=0.005,
+    suspicion_s=0.4, confirm_s=0.1, probation_s=0.0,
     drain_grace_s=0.05, leader_lease_s=0.6, settle_quiet_s=0.1, settle_most_s=1.0, leave_most_s=1.0,
 )  # fmt: skip
 
@@ -51,7 +55,8 @@ async def control_plane(folder: Path, store: Store, settings: ControlSettings = 
     bundle = Bundle(folder)
     loop = ControlLoop([ServedModel("tiny", bundle, "fp32")], store, SystemClock(), settings, version="0.1.0")
     serving = Serving(Security())
-    loop.add_to(serving.server)
+    keeper = ModelKeeper(loop, NoGateway(), store, SystemClock(), [])
+    loop.add_to(serving.server, ModelOperations(keeper))
     port = await serving.start("127.0.0.1:0")
     running = asyncio.create_task(loop.run())
     experts = [e for layer in bundle.manifest.layers for e in layer.experts]

@@ -40,7 +40,7 @@ class NumpyPlane:
     def rows(self) -> dict[tuple[int, int], int]:
         return {(layer, 0): sum(n for at, n in self.calls if at == layer) for layer in {at for at, _ in self.calls}}
 
-    def run(self, layer: int, rows: np.ndarray, deadline: float) -> np.ndarray:
+    def run(self, layer: int, rows: np.ndarray, deadline: float, patience_s: float = np.inf) -> np.ndarray:
         self.calls.append((layer, len(rows)))
         if self.failures and layer == self.fail_at_layer:
             raise self.failures.pop(0)

@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from expertmesh_api.v1 import blobs_pb2_grpc, common_pb2, membership_pb2, membership_pb2_grpc
+from expertmesh_api.v1 import access_pb2_grpc, blobs_pb2_grpc, common_pb2, membership_pb2, membership_pb2_grpc
+from expertmesh_common.access.following import to_proto
+from expertmesh_common.access.scopes import Scope
+from expertmesh_common.access.tokens import accepted, new_token
 from expertmesh_common.bundle.blob_service import BlobService
 from expertmesh_common.bundle.blobs import BlobStore
+from expertmesh_common.clock import SystemClock
 from expertmesh_common.errors import MeshError
 from expertmesh_common.security import Security
 from expertmesh_common.serving import Serving
@@ -35,6 +39,17 @@ class Stream:
         return result
 
 
+class OnePass(access_pb2_grpc.AccessServicer):
+    """Gives every worker the same pass."""
+
+    def __init__(self) -> None:
+        self._pass = new_token()
+
+    async def Watch(self, request, context):
+        yield to_proto([accepted(self._pass, "worker", [Scope.PEER])], self._pass, SystemClock())
+        await asyncio.Event().wait()
+
+
 class ScriptedControl(membership_pb2_grpc.MembershipServicer):
     """Start it, then take streams as workers join. `refusal` makes it refuse them instead."""
 
@@ -50,6 +65,7 @@ class ScriptedControl(membership_pb2_grpc.MembershipServicer):
     async def start(self, address: str = "127.0.0.1:0") -> None:
         self._serving = Serving(self._security)
         membership_pb2_grpc.add_MembershipServicer_to_server(self, self._serving.server)
+        access_pb2_grpc.add_AccessServicer_to_server(OnePass(), self._serving.server)
         blobs_pb2_grpc.add_BlobsServicer_to_server(BlobService(lambda: (self._store,)), self._serving.server)
         self.address = f"127.0.0.1:{await self._serving.start(address)}"
 

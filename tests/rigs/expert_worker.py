@@ -31,12 +31,15 @@ class ExpertWorker:
     def __init__(self, host, worker_id="w0", *, generation="g1", security=None, port=0, same_host=True, clock=None):
         self.security = security or Security()
         self.tickets = Tickets(clock or SystemClock())
-        self.streams = StreamServer(host, self.tickets, self.security.ssl_server_context(), handshake_timeout_s=0.5)
+        shortcut = getattr(host, "recurring", None)  # a real runtime has one
+        self.streams = StreamServer(
+            host, self.tickets, self.security.ssl_server_context(), handshake_timeout_s=0.5, shortcut=shortcut
+        )
         self.unix, self.tcp = self.streams.listen_unix(), self.streams.listen_tcp("127.0.0.1")
         identity = Identity(worker_id, generation, host_id() if same_host else "elsewhere")
         self.identity = replace(identity, streams=(self.unix, self.tcp))
         self.experts = ExpertsService(
-            host, self.tickets, self.identity, lambda: experts_pb2.StatResponse(worker_id=worker_id)
+            host, self.tickets, self.identity, lambda: experts_pb2.StatResponse(worker_id=worker_id), shortcut
         )
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)

@@ -32,14 +32,28 @@ def worker(
     listen: Annotated[
         str | None, typer.Option(help="host:port for gateways; any free port on the side of the controller.")
     ] = None,
+    stream_port: Annotated[
+        int,
+        typer.Option(min=0, max=65535, help="TCP port of expert streams, to open in a firewall; 0 is any free one."),
+    ] = 0,
     advertise: Annotated[str | None, typer.Option(help="Host that gateways dial, if not that of --listen.")] = None,
     cache: Annotated[
         Path | None, typer.Option(envvar="EXPERTMESH_CACHE", help="Where fetched blobs are kept; ~/.expertmesh/cache.")
+    ] = None,
+    cache_limit: Annotated[
+        str | None,
+        typer.Option(help="Most that the cache may take, such as 20GB; what it has and 80 % of the free disk."),
     ] = None,
     provider: Annotated[str, typer.Option(help="Who computes: cpu or cuda.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, max=256, help="Frames computed at once.")] = 1,
     declared_speed: Annotated[
         float | None, typer.Option(min=1.0, help="Rows per second to report instead of the measured ones.")
+    ] = None,
+    metrics_listen: Annotated[
+        str, typer.Option(help="host:port of /livez, /readyz and /metrics; auto (any free port, loopback) or off.")
+    ] = "auto",
+    otlp: Annotated[
+        str | None, typer.Option(help="http://host:port that traces go to; as OTEL_EXPORTER_OTLP_ENDPOINT says.")
     ] = None,
 ) -> None:
     """Run a worker: it joins a controller, loads the experts it is told to, and computes them."""
@@ -56,10 +70,14 @@ def worker(
             token=token or None,
             tls=tls,
             budget_bytes=None if budget is None else parse_bytes(budget),
+            cache_limit_bytes=None if cache_limit is None else parse_bytes(cache_limit),
             listen=listen,
+            stream_port=stream_port,
             advertise=advertise,
             provider=provider,
             threads=threads,
             declared_speed=declared_speed,
+            metrics_listen=metrics_listen,
+            otlp=otlp,
         )
     )

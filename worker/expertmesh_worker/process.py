@@ -12,8 +12,12 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 
 from expertmesh.version import __version__
 from expertmesh_api.v1 import membership_pb2
+from expertmesh_common.access.following import AccessFollower
+from expertmesh_common.bundle.blobs import BlobStore
 from expertmesh_common.channel.host import host_id
 from expertmesh_common.clock import SystemClock
+from expertmesh_common.observability.tracing import Tracing, tracing_while
+from expertmesh_common.observability.watching import shown
 from expertmesh_common.running import run_service
 from expertmesh_common.security import Security, TlsFiles
 from expertmesh_worker.agent.joining import Membership
@@ -21,9 +25,11 @@ from expertmesh_worker.agent.orders import Orders, Terms
 from expertmesh_worker.agent.session import Reports
 from expertmesh_worker.artifacts.cache import ArtifactCache
 from expertmesh_worker.artifacts.partial import remove_stale_partials
+from expertmesh_worker.artifacts.shelf import default_limit_bytes
 from expertmesh_worker.artifacts.sources import Sources
 from expertmesh_worker.channel.experts_service import Identity
 from expertmesh_worker.hardware import cores, measure_speed, memory
+from expertmesh_worker.observing import Parts, TracedHost, shows
 from expertmesh_worker.providers import Provider, provider
 from expertmesh_worker.reporting import Reporter
 from expertmesh_worker.runtime.executing import Runtime
@@ -48,8 +54,9 @@ class Worker:
         lanes = Lanes(settings.threads)
         self._residents = Residents(capabilities.budget_bytes, backend, lanes)
         self._runtime = Runtime(self._residents, lanes)
-        self._sources = Sources(self._security)
-        self._cache = ArtifactCache(settings.cache, self._sources)
+        self._access = AccessFollower(self._security, settings.join, SystemClock())
+        self._sources = Sources(self._security, peers=self._access.towards_parts, origin=settings.join)
+        self._cache = ArtifactCache(settings.cache, self._sources, limit_bytes=cache_limit_bytes(settings))
         self._reporter = Reporter(
             settings.worker_id, self._identity.generation, __version__, self._identity.host_id, capabilities,
             self._residents, self._runtime,
@@ -62,20 +69,42 @@ class Worker:
             MeshError: nothing can listen there, or the controller refused this worker for good.
 
         """
-        remove_stale_partials(self._cache.store.folder)
-        listen = listen_address(self._settings)
-        behind = Behind(self._runtime, self._runtime.recurring, self._reporter.stat, self._cache.store)
-        advertised = advertised_host(self._settings, listen)
-        doors = await open_doors(behind, self._identity, self._security, listen, advertised)
-        log.info("worker %s listens on %s", self._settings.worker_id, doors.endpoint.address)
-        try:
-            with ThreadPoolExecutor(LOADERS, "loader", _yield_to_frames) as loaders:
-                await self._membership(doors, loaders).keep(stop)
-        finally:
-            await doors.close(self._settings.drain_s)
-            await self._sources.close()
+        async with tracing_while("worker", self._settings.worker_id, os.environ, self._settings.otlp) as tracing:
+            await self._serve(stop, tracing)
         work = self._runtime.work
         log.info("worker %s stopped frames=%d rows=%d", self._settings.worker_id, work.frames, work.rows)
+
+    async def _serve(self, stop: asyncio.Event, tracing: Tracing | None) -> None:
+        remove_stale_partials(self._cache.store.folder)
+        listen = listen_address(self._settings)
+        host = self._runtime if tracing is None else TracedHost(self._runtime, tracing, self._settings.worker_id)
+        behind = Behind(host, self._runtime.recurring, self._reporter.stat, self._cache.store)
+        advertised = advertised_host(self._settings, listen)
+        doors = await open_doors(
+            behind,
+            self._identity,
+            self._security,
+            listen=listen,
+            advertise=advertised,
+            stream_port=self._settings.stream_port,
+        )
+        log.info("worker %s listens on %s", self._settings.worker_id, doors.endpoint.address)
+        following = asyncio.create_task(self._access.run(), name="access")
+        try:
+            with ThreadPoolExecutor(LOADERS, "loader", _yield_to_frames) as loaders:
+                membership = self._membership(doors, loaders)
+                async with shown(shows(self._parts(membership)), doors.serving, self._settings.metrics_listen):
+                    await membership.keep(stop)
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+            await doors.close(self._settings.drain_s)
+            await self._sources.close()
+
+    def _parts(self, membership: Membership) -> Parts:
+        settings = self._settings
+        cache = self._cache.store.folder
+        return Parts(self._residents, self._runtime, self._sources, membership, cache, settings.join, settings.threads)
 
     def _membership(self, doors: Doors, loaders: Executor) -> Membership:
         terms = Terms()
@@ -97,6 +126,12 @@ def run(settings: WorkerSettings) -> None:
     log.info("%s", " ".join(str(capabilities).split()))
     worker = Worker(settings, backend, capabilities)
     run_service(worker.serve)
+
+
+def cache_limit_bytes(settings: WorkerSettings) -> int:
+    if settings.cache_limit_bytes is not None:
+        return settings.cache_limit_bytes
+    return default_limit_bytes(BlobStore(settings.cache).folder)
 
 
 def measured(settings: WorkerSettings, backend: Provider) -> membership_pb2.Capabilities:

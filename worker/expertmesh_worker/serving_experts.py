@@ -32,6 +32,11 @@ class Doors:
     _experts: ExpertsService
     _streams: StreamServer
 
+    @property
+    def serving(self) -> Serving:
+        """The gRPC server."""
+        return self._serving
+
     async def close(self, grace_s: float) -> None:
         """Take no new frame, finish those in flight, then close."""
         await self._experts.drain()
@@ -49,8 +54,10 @@ class Behind:
     blobs: BlobStore
 
 
-async def open_doors(behind: Behind, identity: Identity, security: Security, listen: str, advertise: str) -> Doors:
-    """Listen on `listen` (host:port) for gRPC and on a port beside it for streams.
+async def open_doors(
+    behind: Behind, identity: Identity, security: Security, *, listen: str, advertise: str, stream_port: int = 0
+) -> Doors:
+    """Listen on `listen` (host:port) for gRPC and on `stream_port` (0: any) beside it for streams.
 
     Raises:
         InvalidInput: nothing can listen there.
@@ -58,8 +65,10 @@ async def open_doors(behind: Behind, identity: Identity, security: Security, lis
     """
     tickets = Tickets(SystemClock())
     streams = StreamServer(behind.host, tickets, security.ssl_server_context(), shortcut=behind.shortcut)
+    security.doorkeeper.on_revoked(tickets.end)
+    security.doorkeeper.on_revoked(streams.end)
     unix = [streams.listen_unix()] if hasattr(socket, "AF_UNIX") else []
-    tcp = streams.listen_tcp(split_address(listen)[0], advertise=_bracketed(advertise))
+    tcp = streams.listen_tcp(split_address(listen)[0], stream_port, _bracketed(advertise))
     identity = replace(identity, streams=(*unix, tcp))
     serving = Serving(security)
     experts = ExpertsService(behind.host, tickets, identity, behind.stat, behind.shortcut)

@@ -29,10 +29,14 @@ class WorkerSettings:
     """What the controller demands, and what callers of this worker must present."""
     tls: Path | None = None
     """Folder with ca.pem, cert.pem and key.pem; None is plain text."""
+    cache_limit_bytes: int | None = None
+    """Most bytes that the cache folder may take; None takes what it has and 80 % of what is free at the start."""
     budget_bytes: int | None = None
     """Hard limit of resident expert bytes; None takes `BUDGET_SHARE` of what is free."""
     listen: str | None = None
     """`host:port`; None takes the address that the controller is reached from, and any free port."""
+    stream_port: int = 0
+    """TCP port of expert streams, for firewalls; 0 takes any free one."""
     advertise: str | None = None
     """The host that gateways dial, if it is not the one that we listen on."""
     provider: str = "cpu"
@@ -40,6 +44,10 @@ class WorkerSettings:
     """Frames computed at once. One per core; processes scale better at single rows."""
     declared_speed: float | None = None
     """Rows per second to report instead of the measured ones, for operators who want less work here."""
+    metrics_listen: str = "auto"
+    """Where metrics and probes are: `host:port`, `auto` (loopback, any free port) or `off`."""
+    otlp: str | None = None
+    """Where traces go; None takes what OpenTelemetry's own variables say, by default nowhere."""
     drain_s: float = 5.0
     """How long frames in flight may take after a signal to end."""
 

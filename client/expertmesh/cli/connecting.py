@@ -8,10 +8,15 @@ from typing import Annotated
 import typer
 
 from expertmesh.channel import DEFAULT_ADDRESS, Tls
-from expertmesh.client import Client
+from expertmesh.client import DEFAULT_DEADLINE_S, Client
 
 Server = Annotated[
-    str, typer.Option("--server", envvar="EXPERTMESH_SERVER", help="Address of the mesh: host:port or unix:path.")
+    str,
+    typer.Option(
+        "--server",
+        envvar=["EXPERTMESH_SERVER", "EXPERTMESH_ADDRESS"],
+        help="Address of the mesh: host:port or unix:path; several with commas.",
+    ),
 ]
 Token = Annotated[
     str | None,
@@ -25,6 +30,13 @@ TlsFolder = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
-def connect(server: str = DEFAULT_ADDRESS, token: str | None = None, tls: Path | None = None) -> Client:
+def connect(
+    server: str = DEFAULT_ADDRESS,
+    token: str | None = None,
+    tls: Path | None = None,
+    *,
+    deadline_s: float = DEFAULT_DEADLINE_S,
+) -> Client:
     """A client from the shared options."""
-    return Client(server, token=token, tls=Tls.in_folder(tls) if tls is not None else None)
+    folder = None if tls is None else Tls.in_folder(tls)
+    return Client(server, token=token, tls=folder, deadline_s=deadline_s)

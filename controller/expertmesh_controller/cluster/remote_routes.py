@@ -10,7 +10,7 @@ import grpc.aio
 
 from expertmesh_api.v1 import routes_pb2, routes_pb2_grpc
 from expertmesh_common.clock import Clock
-from expertmesh_common.errors import Unavailable
+from expertmesh_common.errors import InvalidInput, MeshError, Precondition, Refused, Unauthenticated, Unavailable
 from expertmesh_controller.cluster.routes import GatewayReport, RouteTable
 
 log = logging.getLogger(__name__)
@@ -18,6 +18,9 @@ log = logging.getLogger(__name__)
 REPORT_TIMEOUT_S = 5.0
 # Asked again for ever: the control loop may be away for long, and a gateway serves without it.
 PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED)
+_REFUSALS: dict[grpc.StatusCode, type[MeshError]] = {
+    error.status: error for error in (Unauthenticated, Refused, Precondition, InvalidInput)
+}
 
 
 class RemoteRoutes:
@@ -34,7 +37,9 @@ class RemoteRoutes:
         """Tables with ever later epochs; while the control loop is away the last one stays in force.
 
         Raises:
-            grpc.aio.AioRpcError: the control loop refuses us; asking again would not help.
+            Unauthenticated, Refused, Precondition, InvalidInput: the control loop refuses us; nothing changes before an
+                operator does something about it.
+            Unavailable: what answers there is no control loop.
 
         """
         newest: RouteTable | None = None
@@ -49,7 +54,7 @@ class RemoteRoutes:
                         yield table
             except grpc.aio.AioRpcError as error:
                 if error.code() not in PASSING:
-                    raise
+                    raise refusal(error) from error
                 log.warning("the control loop is away, the last route table stays in force: %s", error.details())
             finally:
                 call.cancel()
@@ -59,10 +64,16 @@ class RemoteRoutes:
         """Tell the control loop.
 
         Raises:
-            Unavailable: it cannot be reached.
+            Unavailable: it cannot be reached, or takes none.
 
         """
         try:
             await self._stub.Report(iter([report.to_proto()]), timeout=REPORT_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             raise Unavailable(f"the control loop took no report: {error.code().name}: {error.details()}") from error
+
+
+def refusal(error: grpc.aio.AioRpcError) -> MeshError:
+    """The error of this process for a watch that was refused."""
+    kind = _REFUSALS.get(error.code(), Unavailable)
+    return kind(f"the control loop gives no routes: {error.code().name}: {error.details()}")

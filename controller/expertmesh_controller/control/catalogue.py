@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from expertmesh_api.v1 import common_pb2, membership_pb2
 from expertmesh_common.bundle.blobs import Bundle
@@ -29,12 +29,21 @@ class ExpertKey:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelLimits:
+    """The most that one model may have: of all workers' budgets, and copies of each expert (0: no limit)."""
+
+    budget_share: float = 1.0
+    max_copies: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A bundle that is served under `name` with all experts at `precision`."""
+    """A bundle that is served under `name` with all experts at `precision`, inside `limits`."""
 
     name: str
     bundle: Bundle
     precision: Precision
+    limits: ModelLimits = field(default_factory=ModelLimits)
 
 
 @dataclass(frozen=True, slots=True)

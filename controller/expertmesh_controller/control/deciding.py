@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from expertmesh_common.clock import Clock
 from expertmesh_common.errors import CorruptData
 from expertmesh_controller.cluster.routes import Epoch, RouteTable
-from expertmesh_controller.control.catalogue import Catalogue
 from expertmesh_controller.control.journal import JOURNAL_KEY, Entry, Reason, key_facts, plan_reason, room_facts
 from expertmesh_controller.control.membership.registry import Registry
 from expertmesh_controller.control.membership.state import WorkerExpert
+from expertmesh_controller.control.models.demand import Demand
 from expertmesh_controller.control.placement.planning import plan
 from expertmesh_controller.control.placement.types import Plan, WorkerRoom
 from expertmesh_controller.control.reconcile.steps import next_steps
@@ -36,11 +37,14 @@ log = logging.getLogger(__name__)
 
 
 class Decider:
-    """Writes every decision to the store before acting on it; a round that the store refuses changes nothing."""
+    """Writes every decision to the store before acting on it; a round that the store refuses changes nothing.
+
+    `demand` may be replaced at any time; the next round works with it.
+    """
 
     def __init__(
         self,
-        catalogue: Catalogue,
+        demand: Demand,
         store: Store,
         clock: Clock,
         settings: ControlSettings,
@@ -50,7 +54,8 @@ class Decider:
         wall_s: Callable[[], float],
     ) -> None:
         self.plan: Plan | None = None
-        self._catalogue = catalogue
+        self.demand = demand
+        self._catalogue = demand.catalogue
         self._store = store
         self._clock = clock
         self._settings = settings
@@ -81,15 +86,16 @@ class Decider:
         """
         if lease.term != self._epoch.term:
             await self._take_over(lease)
-        now = self._clock.monotonic()
+        now, demand = self._clock.monotonic(), self.demand
+        self._catalogue = demand.catalogue
         if self.plan is None and not settled(
             self._registry.cluster, self._known, self._leading_since, now, self._settings
         ):
             await self._write_journal(lease)
             return
         rooms = rooms_of(self._registry.cluster, self._catalogue, now)
-        planned_for = planning_inputs(rooms, self._registry.cluster)
-        target = self._new_plan(rooms) if planned_for != self._planned_for or self.plan is None else self.plan
+        planned_for = (demand, *planning_inputs(rooms, self._registry.cluster))
+        target = self._new_plan(rooms, demand) if planned_for != self._planned_for or self.plan is None else self.plan
         steps = self._steps(target, now)
         table = self._table_after(steps)
         if target is not self.plan or table is not None:
@@ -120,15 +126,19 @@ class Decider:
             log.error("starting without the last placement, workers say what they hold: %s", error)  # noqa: TRY400
             return ControlRecord()
 
-    def _new_plan(self, rooms: list[WorkerRoom]) -> Plan:
-        target = plan(needs_of(self._catalogue), rooms, self._settings.rebalance_ratio)
+    def _new_plan(self, rooms: list[WorkerRoom], demand: Demand) -> Plan:
+        target = plan(needs_of(demand.catalogue), rooms, self._settings.rebalance_ratio, demand.limits)
         by_id = {r.worker_id: r for r in rooms}
         loads = {w: key_facts(keys) for w, keys in target.loads(by_id).items() if keys}
         unloads = {w: key_facts(keys) for w, keys in target.unloads(by_id).items() if keys}
         reason = plan_reason(target)
         self.note(
             reason,
-            {"workers": room_facts(rooms), "rebalance_ratio": self._settings.rebalance_ratio},
+            {
+                "workers": room_facts(rooms),
+                "rebalance_ratio": self._settings.rebalance_ratio,
+                "limits": {name: asdict(limits) for name, limits in demand.limits.items()},
+            },
             {"loads": loads, "unloads": unloads, "missing_bytes": target.missing_bytes},
         )
         if target.missing:
@@ -149,6 +159,7 @@ class Decider:
             self._drained_until(now),
             now,
             loads_per_worker=self._settings.loads_per_worker,
+            probation_s=self._settings.probation_s,
         )
         return next_steps(target.assignments, observed, in_flight(cluster))
 

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import grpc.aio
@@ -21,13 +22,15 @@ from expertmesh_common.bundle.blob_service import BlobService
 from expertmesh_common.clock import Clock
 from expertmesh_common.errors import Precondition, Unavailable
 from expertmesh_controller.cluster.routes import Epoch, GatewayReport, RouteTable
-from expertmesh_controller.control.catalogue import ServedModel, catalogue_of
+from expertmesh_controller.control.bundles_hub import BundleBlobs, BundlesHub, offered
+from expertmesh_controller.control.catalogue import ServedModel
 from expertmesh_controller.control.deciding import Decider
-from expertmesh_controller.control.journal import Reason
 from expertmesh_controller.control.leadership import Leadership
 from expertmesh_controller.control.membership.registry import Registry
 from expertmesh_controller.control.membership.service import MembershipService
 from expertmesh_controller.control.membership.state import Cluster, Event, Heard, Limits
+from expertmesh_controller.control.models.demand import Demand
+from expertmesh_controller.control.models.operations import ModelOperations
 from expertmesh_controller.control.noting import lost_somebody, notes_of
 from expertmesh_controller.control.operations import OperationsService
 from expertmesh_controller.control.routes_hub import RoutesHub
@@ -58,28 +61,73 @@ class ControlLoop:
         version: str,
         wall_s: Callable[[], float] = time.time,
     ) -> None:
-        self._models = tuple(models)
+        self._store = store
         self._clock = clock
         self._settings = settings
-        self._catalogue = catalogue_of(models)
+        self._rows: Counter[tuple[str, int, int]] = Counter()
         self._wake, self._urgent, self._change = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        limits = Limits(settings.lease_s, settings.order_timeout_s, settings.retry_first_s, settings.retry_most_s)
+        limits = Limits(
+            settings.lease_s,
+            settings.order_timeout_s,
+            settings.retry_first_s,
+            settings.retry_most_s,
+            settings.suspicion_s,
+            settings.confirm_s,
+        )
+        self.bundles = BundlesHub()
         self.routes = RoutesHub(self._reported, self._wake.set)
         self.registry = Registry(limits, clock, self._on_membership)
         self.leadership = Leadership(store, clock, uuid.uuid4().hex, settings.leader_lease_s, self._wake.set)
         self._decider = Decider(
-            self._catalogue, store, clock, settings, registry=self.registry, routes=self.routes, wall_s=wall_s
+            Demand.of(()), store, clock, settings, registry=self.registry, routes=self.routes, wall_s=wall_s
         )
-        self._suspects: set[str] = set()
         self._membership = MembershipService(self.registry, version, settings.heartbeat_s, self._epoch)
+        self._blobs: list[BundleBlobs] = []
+        self.serve(models)
 
-    def add_to(self, server: grpc.aio.Server) -> None:
+    def serve(self, models: Sequence[ServedModel]) -> None:
+        """Serve exactly these models from now on; experts of others are unloaded once no gateway uses them.
+
+        Raises:
+            InvalidInput: two models share a name, or a bundle lacks the precision; nothing has changed.
+
+        """
+        demand, blobs = Demand.of(models), [BundleBlobs(model.bundle) for model in models]
+        self._decider.demand, self._blobs = demand, blobs
+        self.offer(models)
+        self._wake.set()
+        self._tell_change()
+
+    def offer(self, models: Sequence[ServedModel]) -> None:
+        """Let gateways in other processes answer for exactly these models."""
+        self.bundles.publish(offered(model) for model in models)
+
+    @property
+    def other_gateways(self) -> int:
+        """How many gateways in other processes listen to `offer`."""
+        return self.bundles.watchers
+
+    async def keep(self, key: str, value: bytes) -> None:
+        """Write to the store.
+
+        Raises:
+            Unavailable: this controller does not lead, or the store is gone; nothing was written.
+
+        """
+        lease = self.leadership.lease
+        if lease is None:
+            raise Unavailable("this controller does not lead now, or its store is away: try again in a moment")
+        try:
+            await self._store.put(lease, key, value)
+        except Precondition as error:
+            raise Unavailable(f"this controller does not lead any more: {error}") from error
+
+    def add_to(self, server: grpc.aio.Server, models: ModelOperations) -> None:
         """Serve Membership, Routes, Operations and the bundles' blobs (the origin of every fetch)."""
-        stores = [model.bundle.blobs for model in self._models]
         membership_pb2_grpc.add_MembershipServicer_to_server(self._membership, server)
-        routes_pb2_grpc.add_RoutesServicer_to_server(RoutesService(self.routes), server)
-        operations_pb2_grpc.add_OperationsServicer_to_server(OperationsService(self), server)
-        blobs_pb2_grpc.add_BlobsServicer_to_server(BlobService(lambda: stores), server)
+        routes_pb2_grpc.add_RoutesServicer_to_server(RoutesService(self.routes, self.bundles), server)
+        operations_pb2_grpc.add_OperationsServicer_to_server(OperationsService(self, models), server)
+        blobs_pb2_grpc.add_BlobsServicer_to_server(BlobService(lambda: self._blobs), server)
 
     async def run(self) -> None:
         """Decide until cancelled."""
@@ -103,7 +151,8 @@ class ControlLoop:
 
     def view(self) -> View:
         table = self.routes.table or RouteTable()
-        return View(self._clock.monotonic(), self.registry.cluster, table, self._decider.plan, self._catalogue)
+        catalogue = self._decider.demand.catalogue
+        return View(self._clock.monotonic(), self.registry.cluster, table, self._decider.plan, catalogue, self._rows)
 
     def _epoch(self) -> Epoch:
         """What a welcome tells; before the first table of a new leader its term alone."""
@@ -144,11 +193,10 @@ class ControlLoop:
         self._wake.set()
 
     def _reported(self, report: GatewayReport) -> None:
-        """Gateways route around what they suspect by themselves; the journal keeps it, the lease decides."""
-        suspects = set(report.suspect_worker_ids)
-        for worker_id in sorted(suspects - self._suspects):
-            self._decider.note(Reason.WORKER_SUSPECTED, {"worker_id": worker_id, "gateway_id": report.gateway_id})
-        self._suspects = suspects
+        """Gateways route around what they suspect by themselves; what they cannot reach must not be an only copy."""
+        self._rows.update({(r.model, r.layer, r.index): r.rows for r in report.rows})
+        if report.suspect_worker_ids:
+            self.registry.suspect(report.gateway_id, report.suspect_worker_ids)
 
     def _tell_change(self) -> None:
         change, self._change = self._change, asyncio.Event()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from typing import Protocol
 
+from expertmesh.version import __version__
 from expertmesh_api.v1 import operations_pb2, operations_pb2_grpc
 from expertmesh_common.errors import DeadlinePassed, NotHere
 from expertmesh_common.serving import Context
 from expertmesh_controller.control.membership.state import Member
+from expertmesh_controller.control.models.operations import ModelOperations
 from expertmesh_controller.control.view import View
 from expertmesh_controller.control.world import in_flight
 
@@ -27,8 +31,8 @@ class Watched(Protocol):
 
 
 class OperationsService(operations_pb2_grpc.OperationsServicer):
-    def __init__(self, loop: Watched) -> None:
-        self._loop = loop
+    def __init__(self, loop: Watched, models: ModelOperations, wall_s: Callable[[], float] = time.time) -> None:
+        self._loop, self._models, self._wall_s = loop, models, wall_s
 
     async def ListNodes(  # noqa: N802 - the name of the call
         self,
@@ -37,7 +41,12 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):
     ) -> operations_pb2.ListNodesResponse:
         view = self._loop.view()
         nodes = [_node(member, view) for _, member in sorted(view.cluster.members.items())]
-        return operations_pb2.ListNodesResponse(epoch=view.epoch.to_proto(), nodes=nodes)
+        return operations_pb2.ListNodesResponse(
+            epoch=view.epoch.to_proto(),
+            nodes=nodes,
+            server_version=__version__,
+            server_time_ms=int(1000 * self._wall_s()),
+        )
 
     async def ListExperts(  # noqa: N802 - the name of the call
         self,
@@ -52,6 +61,7 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):
                 precision=key.precision,
                 resident_bytes=view.catalogue[key].resident_bytes,
                 worker_ids=ids,
+                rows=view.rows.get((key.model, key.layer, key.index), 0),
             )
             for key, ids in view.holders().items()
             if key in view.catalogue and request.model in ("", key.model)
@@ -79,6 +89,27 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):
             if not view.missing_bytes(request.model):
                 raise DeadlinePassed(_progress(view, request.model)) from None
         return _readiness(self._loop.view(), request.model)
+
+    async def ListServed(  # noqa: N802 - the name of the call
+        self,
+        request: operations_pb2.ListServedRequest,  # noqa: ARG002
+        context: Context,  # noqa: ARG002
+    ) -> operations_pb2.ListServedResponse:
+        return self._models.list_served(self._loop.view())
+
+    async def ServeModel(  # noqa: N802 - the name of the call
+        self,
+        request: operations_pb2.ServeModelRequest,
+        context: Context,  # noqa: ARG002
+    ) -> operations_pb2.ServeModelResponse:
+        return await self._models.serve(request, self._loop.view)
+
+    async def UnserveModel(  # noqa: N802 - the name of the call
+        self,
+        request: operations_pb2.UnserveModelRequest,
+        context: Context,  # noqa: ARG002
+    ) -> operations_pb2.UnserveModelResponse:
+        return await self._models.unserve(request)
 
     async def _ready(self, model: str) -> None:
         while not _is_ready(self._loop.view(), model):
@@ -116,14 +147,18 @@ def _check_model(view: View, model: str) -> None:
         raise NotHere(f"model {model!r} is not served here; served: {', '.join(names) or 'none'}")
 
 
+def node_state(member: Member, view: View) -> str:
+    """What `ListNodes` says of a member."""
+    return _state(member, view, sum(i.worker_id == member.hello.worker_id for i in view.table.instances))
+
+
 def _node(member: Member, view: View) -> operations_pb2.Node:
     hello, found = member.hello, member.hello.capabilities
     experts = sum(i.worker_id == hello.worker_id for i in view.table.instances)
-    state = "leaving" if member.leaving_since is not None else "live" if experts else "joining"
     return operations_pb2.Node(
         worker_id=hello.worker_id,
         generation=hello.generation,
-        state=state,
+        state=_state(member, view, experts),
         cores=found.cores,
         memory_bytes=found.memory_bytes,
         budget_bytes=found.budget_bytes,
@@ -136,4 +171,15 @@ def _node(member: Member, view: View) -> operations_pb2.Node:
         providers=found.providers,
         endpoints=[e.to_proto() for e in hello.endpoints],
         heartbeat_age_ms=int(max(view.now - member.heard_at, 0.0) * 1000),
+        version=hello.version,
     )
+
+
+def _state(member: Member, view: View, experts: int) -> str:
+    if member.leaving_since is not None:
+        return "leaving"
+    if member.hello.worker_id in view.cluster.unreachable:
+        return "unreachable"
+    if view.now < member.aside_until:
+        return "unstable"
+    return "live" if experts else "joining"

@@ -6,14 +6,15 @@ from collections.abc import AsyncIterator
 
 from expertmesh_api.v1 import routes_pb2, routes_pb2_grpc
 from expertmesh_common.serving import Context
+from expertmesh_controller.cluster.bundles import Bundles, to_list
 from expertmesh_controller.cluster.routes import GatewayReport, Routes
 
 
 class RoutesService(routes_pb2_grpc.RoutesServicer):
-    """Serves any `Routes`."""
+    """Serves any `Routes` and `Bundles`."""
 
-    def __init__(self, routes: Routes) -> None:
-        self._routes = routes
+    def __init__(self, routes: Routes, bundles: Bundles) -> None:
+        self._routes, self._bundles = routes, bundles
 
     async def Watch(  # noqa: N802 - the name of the call
         self,
@@ -22,6 +23,14 @@ class RoutesService(routes_pb2_grpc.RoutesServicer):
     ) -> AsyncIterator[routes_pb2.RouteTable]:
         async for table in self._routes.watch():
             yield table.to_proto()
+
+    async def WatchBundles(  # noqa: N802 - the name of the call
+        self,
+        request: routes_pb2.WatchRequest,  # noqa: ARG002
+        context: Context,  # noqa: ARG002
+    ) -> AsyncIterator[routes_pb2.BundleList]:
+        async for bundles in self._bundles.watch():
+            yield to_list(bundles)
 
     async def Report(  # noqa: N802 - the name of the call
         self,

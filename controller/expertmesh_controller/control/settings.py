@@ -14,6 +14,16 @@ class ControlSettings:
 
     heartbeat_s: float = 0.5
 
+    suspicion_s: float = 3.0
+    """A worker that a gateway had no link to stays suspected this long after it was last named: three reports."""
+
+    confirm_s: float = 0.8
+    """A worker that is still named after this long is unreachable: by a second report, not by one failed call."""
+
+    probation_s: float = 3.5
+    """Whoever joined later than this may be one that gateways cannot reach, and they did not have the time to say so:
+    a link is overdue after 2 s, and told within another."""
+
     order_timeout_s: float = 30.0
     """An order without an answer failed: a 100 MB expert over a 50 Mbit/s link takes 16 s."""
 

@@ -27,6 +27,7 @@ def wanted_here(member: Member, catalogue: Catalogue) -> frozenset[ExpertKey]:
 
 def rooms_of(cluster: Cluster, catalogue: Catalogue, now: float) -> list[WorkerRoom]:
     """The workers that experts can be put on; what is being loaded counts as loaded."""
+    aside = cluster.aside(now)
     loading: dict[str, set[ExpertKey]] = {}
     for order in cluster.orders.values():
         if order.kind == "load" and not order.overdue and order.key in catalogue:
@@ -40,7 +41,7 @@ def rooms_of(cluster: Cluster, catalogue: Catalogue, now: float) -> list[WorkerR
             frozenset(k for (w, k), f in cluster.failures.items() if w == worker_id and f.not_before > now),
         )
         for worker_id, member in sorted(cluster.members.items())
-        if member.leaving_since is None
+        if member.leaving_since is None and worker_id not in aside
     ]
 
 
@@ -64,9 +65,10 @@ def observe(
     now: float,
     *,
     loads_per_worker: int,
+    probation_s: float,
 ) -> Observed:
     """The world as reconcile sees it."""
-    holdings = {}
+    holdings, suspects, aside = {}, cluster.suspects, cluster.aside(now)
     for worker_id, member in cluster.members.items():
         resident = wanted_here(member, catalogue)
         holdings[worker_id] = Holding(
@@ -74,6 +76,8 @@ def observe(
             member.hello.capabilities.budget_bytes - member.resident_bytes,
             frozenset(member.resident) - resident,
             member.leaving_since is not None,
+            doubted=worker_id in suspects or now - member.joined_at < probation_s,
+            aside=worker_id in aside,
         )
     return Observed(
         now,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from expertmesh_api.v1 import inference_pb2
 from expertmesh_controller.gateway.batching.jobs import Facts, Picked, Reason, Request
 
@@ -13,12 +15,14 @@ _REASONS = {
 }
 
 
-def token_event(picked: Picked, text: str) -> inference_pb2.GenerateResponse:
-    """A token with the text that became certain with it."""
+def token_event(picked: Picked, text: str, text_bytes: Callable[[int], bytes]) -> inference_pb2.GenerateResponse:
+    """A token with the text that became certain with it; `text_bytes` spells single tokens."""
     choice = picked.choice
     token = inference_pb2.Token(position=picked.position, id=choice.token_id, text=text, logprob=choice.logprob)
+    if choice.logprob is not None:
+        token.text_bytes = text_bytes(choice.token_id)
     for token_id, logprob in choice.top_logprobs:
-        token.top_logprobs.add(id=token_id, logprob=logprob)
+        token.top_logprobs.add(id=token_id, logprob=logprob, text_bytes=text_bytes(token_id))
     return inference_pb2.GenerateResponse(token=token)
 
 

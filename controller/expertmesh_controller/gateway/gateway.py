@@ -1,4 +1,4 @@
-"""The gateway: everything between the door and the experts of one served model, put together."""
+"""The gateway of one served model: everything between the door and the experts, put together."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from typing import Any
 
 import grpc.aio
 
-from expertmesh_api.v1 import gating_pb2, gating_pb2_grpc, inference_pb2, inference_pb2_grpc
 from expertmesh_common.bundle.blobs import Bundle, file_digest
 from expertmesh_common.bundle.manifest import MANIFEST_NAME, Precision
 from expertmesh_common.clock import Clock, SystemClock
 from expertmesh_controller.cluster.routes import InstanceRoute, Routes
 from expertmesh_controller.gateway.batching.engine import Engine
 from expertmesh_controller.gateway.batching.forward import Forward
+from expertmesh_controller.gateway.doors import add_services
 from expertmesh_controller.gateway.following import Plane, RouteFollower
+from expertmesh_controller.gateway.gating.explaining_text import TextExplainer
 from expertmesh_controller.gateway.gating.gate import load_gates
-from expertmesh_controller.gateway.gating.service import GatingService
-from expertmesh_controller.gateway.service import InferenceService, ServedFacts
+from expertmesh_controller.gateway.latencies import Latencies
+from expertmesh_controller.gateway.model_answers import ModelAnswers, ServedFacts
+from expertmesh_controller.gateway.models import ServedModels
+from expertmesh_controller.gateway.observing.spans import DispatchSpans
 from expertmesh_controller.gateway.settings import GatewaySettings
 from expertmesh_controller.gateway.text.codec import TextCodec
 from expertmesh_controller.gateway.trunk.local import LocalTrunk
@@ -30,7 +33,9 @@ log = logging.getLogger(__name__)
 
 
 class Gateway:
-    """Serves one bundle at one precision. Loading happens in the constructor; whoever made the plane closes it.
+    """Serves one bundle at one precision under `name`, by default the bundle's own.
+
+    Loading happens in the constructor, which may run in any thread; whoever made the plane closes it.
 
     Raises:
         InvalidInput: the bundle lacks the precision, or the settings ask for more context than it has.
@@ -48,13 +53,17 @@ class Gateway:
         *,
         clock: Clock | None = None,
         gateway_id: str = "gateway",
+        name: str = "",
+        sla_window_s: float = 60.0,
+        spans: DispatchSpans | None = None,
     ) -> None:
+        self.name = name or bundle.manifest.name
         self.settings = settings or GatewaySettings()
         self._bundle, self._precision, clock = bundle, precision, clock or SystemClock()
         self._codec = TextCodec(bundle)
-        self.engine = self._make_engine(plane, clock)
-        self._follower = RouteFollower(routes, plane, clock, gateway_id, bundle.manifest.name)
-        self.inference = InferenceService(
+        self.engine = self._make_engine(plane, clock, spans)
+        self._follower = RouteFollower(routes, plane, clock, gateway_id, self.name)
+        self.inference = ModelAnswers(
             self.engine,
             self._codec,
             self._served(),
@@ -62,21 +71,37 @@ class Gateway:
             default_deadline_s=self.settings.default_deadline_s,
             ready=lambda: self.ready,
         )
-        self.gating = GatingService({bundle.manifest.name: load_gates(bundle)}, self._holders)
+        self.gates = load_gates(bundle)
+        self.explainer = TextExplainer(
+            self.engine, self._codec, self.gates, self.holders, clock, context_tokens=self._served().context_tokens
+        )
+        self.latencies = Latencies(sla_window_s, clock)
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def ready(self) -> bool:
         """Every expert has a live instance at the served precision, as far as this gateway was told."""
+        return not self.uncovered
+
+    @property
+    def uncovered(self) -> int:
+        """Experts without one. Any thread may ask."""
         held = {i.at for i in self._instances()}
-        return all((layer.index, e.index) in held for layer in self._bundle.manifest.layers for e in layer.experts)
+        return sum((layer.index, e.index) not in held for layer in self._bundle.manifest.layers for e in layer.experts)
+
+    def holders(self, layer: int) -> Mapping[int, list[str]]:
+        """Expert index -> the workers that hold it now, as far as this gateway was told."""
+        found: dict[int, list[str]] = {}
+        for instance in self._instances():
+            if instance.layer == layer:
+                found.setdefault(instance.index, []).append(instance.worker_id)
+        return found
 
     def add_to(self, server: grpc.aio.Server) -> tuple[str, ...]:
-        """Add the services to a server that is not started yet; returns their full names."""
-        inference_pb2_grpc.add_InferenceServicer_to_server(self.inference, server)
-        gating_pb2_grpc.add_GatingServicer_to_server(self.gating, server)
-        files = (inference_pb2.DESCRIPTOR, gating_pb2.DESCRIPTOR)
-        return tuple(service.full_name for file in files for service in file.services_by_name.values())
+        """Serve this model alone through a server that is not started yet; returns the services' full names."""
+        models = ServedModels()
+        models.add(self)
+        return add_services(server, models)
 
     async def start(self) -> None:
         """Start answering, watching routes and reporting load."""
@@ -92,7 +117,7 @@ class Gateway:
         self._tasks.clear()
         await self.engine.stop()
 
-    def _make_engine(self, plane: Plane, clock: Clock) -> Engine:
+    def _make_engine(self, plane: Plane, clock: Clock, spans: DispatchSpans | None) -> Engine:
         settings, manifest = self.settings, self._bundle.manifest
         trunk = LocalTrunk(
             self._bundle,
@@ -102,13 +127,13 @@ class Gateway:
             chunk_tokens=settings.prefill_chunk_tokens,
             threads=settings.threads,
         )
-        forward = Forward(trunk, plane, manifest.layers, clock, settings.patience_s)
-        return Engine(trunk, forward, clock, settings.queue_limit)
+        forward = Forward(trunk, spans or plane, manifest.layers, settings.patience_s)
+        return Engine(trunk, forward, clock, settings.queue_limit, settings.reader_patience_s, spans=spans)
 
     def _served(self) -> ServedFacts:
         manifest = self._bundle.manifest
         return ServedFacts(
-            name=manifest.name,
+            name=self.name,
             family=manifest.family,
             precision=self._precision,
             vocabulary=manifest.trunk.vocabulary,
@@ -117,15 +142,8 @@ class Gateway:
         )
 
     def _instances(self) -> list[InstanceRoute]:
-        wanted = (self._bundle.manifest.name, self._precision)
+        wanted = (self.name, self._precision)
         return [i for i in self._follower.table.instances if (i.model, i.precision) == wanted]
-
-    def _holders(self, model: str, layer: int) -> Mapping[int, list[str]]:
-        found: dict[int, list[str]] = {}
-        for instance in self._follower.table.instances:
-            if (instance.model, instance.layer) == (model, layer):
-                found.setdefault(instance.index, []).append(instance.worker_id)
-        return found
 
     def _run(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)

@@ -18,7 +18,8 @@ class GatewaySettings(BaseModel):
         256, ge=1, description="prompt tokens per step; a long prompt delays others by that"
     )
     threads: int = Field(1, ge=1, description="of the trunk")
-    queue_limit: int = Field(64, ge=0, description="requests that may wait when every slot is taken")
+    queue_limit: int = Field(128, ge=0, description="requests that may wait for a slot; one client alone gets half")
+    reader_patience_s: float = Field(30.0, gt=0, description="an answer that nobody reads for so long is given up")
     default_deadline_s: float = Field(120.0, gt=0, description="for calls that bring no deadline")
-    patience_s: float = Field(5.0, gt=0, description="longest wait for one layer's experts before looking around")
+    patience_s: float = Field(1.0, gt=0, description="longest wait for lost experts before looking around")
     report_interval_s: float = Field(1.0, gt=0, description="between load reports to the control loop")

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import secrets
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from expertmesh.local_access import home_folder
+from expertmesh_common.access.tokens import new_token, split_token
 from expertmesh_common.bundle.manifest import Precision
 from expertmesh_common.errors import InvalidInput
-from expertmesh_controller.local.plan import UpRequest, find_bundle
+from expertmesh_controller.local.gateways import further_listens
+from expertmesh_controller.local.local_model import find_bundles
+from expertmesh_controller.local.openai_line import http_listen
+from expertmesh_controller.local.plan import UpRequest
 from expertmesh_controller.local.reaching import free_port, is_local_only, reachable_host
 
-TOKEN_BYTES = 18
 PRECISIONS = ("fp32", "int4")
 TRANSPORTS = ("auto", "grpc", "unix", "tcp")
 
@@ -23,7 +25,7 @@ TRANSPORTS = ("auto", "grpc", "unix", "tcp")
 class UpFlags:
     """The command line, with its plain defaults filled in."""
 
-    model: Path | None
+    models: tuple[str, ...]
     workers: int
     budget_share: float
     listen: str
@@ -35,12 +37,16 @@ class UpFlags:
     cache: Path | None
     logs: Path | None
     controller_options: tuple[str, ...]
+    gateways: int = 1
+    http_port: str | None = None
+    gateway_options: tuple[str, ...] = ()
 
 
 def up_request(flags: UpFlags, runtime_folder: Path) -> UpRequest:
     """Everything that `up` needs to know.
 
-    Whoever listens beyond this machine demands a token, a random one if none is given.
+    Whoever listens beyond this machine, or asks for --secure, demands a token, a random one if none is given. Workers
+    get one that can only join.
 
     Raises:
         InvalidInput: a flag is wrong, or there is no bundle.
@@ -51,20 +57,34 @@ def up_request(flags: UpFlags, runtime_folder: Path) -> UpRequest:
     listen = _with_port(flags.listen)
     logs = flags.logs or runtime_folder
     logs.mkdir(parents=True, exist_ok=True)
+    token = flags.token or (None if is_local_only(listen) and not flags.secure else new_token())
+    _known_to_gateways(token, flags.gateways)
+    tls = _tls_folder(flags)
     return UpRequest(
-        bundle=find_bundle(flags.model).resolve(),
+        bundles=tuple((name, folder.resolve()) for name, folder in find_bundles(flags.models)),
         workers=flags.workers,
         budget_share=flags.budget_share,
         listen=listen,
         precision=cast("Precision", flags.precision),
         transport=flags.transport,
-        token=flags.token or (None if is_local_only(listen) else secrets.token_urlsafe(TOKEN_BYTES)),
-        tls=_tls_folder(flags),
+        token=token,
+        join_token=None if token is None else new_token(),
+        local_token=None if token is None else new_token(),
+        tls=tls,
+        http_listen=http_listen(flags.http_port, flags.listen, token=token, tls=tls),
         cache=(flags.cache or home_folder() / "cache").absolute(),
         runtime_folder=runtime_folder,
         log_folder=logs.absolute(),
         controller_options=flags.controller_options,
+        gateways=further_listens(listen, flags.gateways),
+        gateway_options=flags.gateway_options,
     )
+
+
+def _known_to_gateways(token: str | None, gateways: int) -> None:
+    """Further gateways are told digests of tokens with an id; a short chosen one could be found from its digest."""
+    if token is not None and gateways > 1 and split_token(token) is None:
+        raise InvalidInput("--token with --gateways: it must have the form that `expertmesh tokens new` prints")
 
 
 def _one_of(flag: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -14,12 +14,12 @@ from expertmesh.aio_client import AsyncClient
 from expertmesh.channel import Tls
 from expertmesh.errors import DeadlineExceeded, ExpertmeshError
 from expertmesh.types import Node, Readiness
-from expertmesh_common.bundle.manifest import Manifest
 from expertmesh_common.clock import Clock
 from expertmesh_common.errors import Unavailable
 from expertmesh_common.security import Security, TlsFiles, dial
 from expertmesh_controller.local.children import Child
-from expertmesh_controller.local.plan import UpRequest, budget_bytes, controller_spec, worker_specs
+from expertmesh_controller.local.local_model import LocalModel
+from expertmesh_controller.local.plan import UpRequest, budget_bytes, controller_spec, gateway_specs, worker_specs
 
 _CONTROLLER_START_S = 120.0
 _READY_S = 300.0
@@ -39,13 +39,15 @@ class RunningProcess:
 
 @dataclass(frozen=True, slots=True)
 class MeshState:
-    """What runs now. `address` is what local clients dial."""
+    """What runs now. `address` is what local clients dial; `addresses` are those of all gateways, it first."""
 
     address: str
+    addresses: tuple[str, ...]
     token: str | None
     tls_folder: Path | None
     budget_bytes: int
     processes: tuple[RunningProcess, ...]
+    openai_base_url: str | None = None
 
 
 class LocalMesh:
@@ -54,7 +56,7 @@ class LocalMesh:
     def __init__(
         self,
         request: UpRequest,
-        manifest: Manifest,
+        models: Sequence[LocalModel],
         environment: Mapping[str, str],
         *,
         clock: Clock,
@@ -62,18 +64,22 @@ class LocalMesh:
         changed: Callable[[MeshState], None],
     ) -> None:
         self._request = request
-        self._budget = budget_bytes(manifest, request)
+        self._budget = budget_bytes(models, request)
         self._notify = changed
         self._controller = Child(controller_spec(request, environment), clock, tell, self._changed)
+        gateways = gateway_specs(request, environment)
+        self._gateways = tuple(Child(spec, clock, tell, self._changed) for spec in gateways)
         specs = worker_specs(request, self._budget, environment)
         self._workers = tuple(Child(spec, clock, tell, self._changed) for spec in specs)
 
     @property
     def state(self) -> MeshState:
-        children = (self._controller, *self._workers)
+        children = (self._controller, *self._gateways, *self._workers)
         processes = tuple(RunningProcess(child.spec.name, child.pid) for child in children)
         request = self._request
-        return MeshState(request.dial_address, request.token, request.tls, self._budget, processes)
+        addresses = request.dial_addresses
+        door = request.openai_base_url
+        return MeshState(addresses[0], addresses, request.token, request.tls, self._budget, processes, door)
 
     async def start(self, progress: Progress) -> tuple[Node, ...]:
         """Start everything; returns the workers once every expert is served.
@@ -83,11 +89,15 @@ class LocalMesh:
             expertmesh.DeadlineExceeded: it took too long.
 
         """
+        request = self._request
         await self._controller.start()
-        await self._or_ended(asyncio.create_task(self._reachable()))
-        for worker in self._workers:
-            await worker.start()
-        return await self._or_ended(asyncio.create_task(self._ready(progress)))
+        await self._or_ended(asyncio.create_task(self._reachable(request.dial_address, self._controller)))
+        for child in (*self._gateways, *self._workers):
+            await child.start()
+        nodes = await self._or_ended(asyncio.create_task(self._ready(progress)))
+        for address, gateway in zip(request.dial_addresses[1:], self._gateways, strict=True):
+            await self._or_ended(asyncio.create_task(self._reachable(address, gateway)))
+        return nodes
 
     async def watch(self) -> None:
         """Return never; raises Unavailable when a process cannot be kept running."""
@@ -97,13 +107,14 @@ class LocalMesh:
     async def stop(self) -> None:
         """The controller first, so that it does not move experts away from workers that end with it."""
         await self._controller.stop()
+        await asyncio.gather(*(gateway.stop() for gateway in self._gateways))  # their answers still need the workers
         await asyncio.gather(*(worker.stop() for worker in self._workers))
 
     def _changed(self) -> None:
         self._notify(self.state)
 
     def _keepers(self) -> list[asyncio.Task[None]]:
-        return [child.keeper for child in (self._controller, *self._workers) if child.started]
+        return [child.keeper for child in (self._controller, *self._gateways, *self._workers) if child.started]
 
     def _raise_ended(self) -> None:
         for keeper in self._keepers():
@@ -122,16 +133,16 @@ class LocalMesh:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
 
-    async def _reachable(self) -> None:
+    async def _reachable(self, address: str, child: Child) -> None:
         request = self._request
         tls = None if request.tls is None else TlsFiles.in_folder(request.tls)
-        async with dial(request.dial_address, Security(tls, request.token)) as channel:
+        async with dial(address, Security(tls, request.token)) as channel:
             try:
                 await asyncio.wait_for(channel.channel_ready(), _CONTROLLER_START_S)
             except TimeoutError:
                 raise Unavailable(
-                    f"the controller did not answer on {request.dial_address} within {_CONTROLLER_START_S:g} s: "
-                    f"{self._controller.last_words()}"
+                    f"{child.spec.name} did not answer on {address} within {_CONTROLLER_START_S:g} s: "
+                    f"{child.last_words()}"
                 ) from None
 
     async def _settled(self, client: AsyncClient) -> None:

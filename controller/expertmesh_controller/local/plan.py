@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from expertmesh_common.bundle.manifest import MANIFEST_NAME, Manifest, Precision
+from expertmesh_common.bundle.manifest import Precision
 from expertmesh_common.errors import InvalidInput
 from expertmesh_controller.local.children import ChildSpec
+from expertmesh_controller.local.gateways import dialled, gateway_arguments
+from expertmesh_controller.local.local_model import LocalModel, model_arguments
 from expertmesh_controller.local.reaching import is_local_only, reachable_host
 
-DEMO_BUNDLE = Path("build/demo-bundle")
+_SECRETS = ("EXPERTMESH_TOKEN", "EXPERTMESH_JOIN_TOKEN")
 
 
 @dataclass(frozen=True, slots=True)
 class UpRequest:
-    """What a person asked for. `listen` is `host:port` or `unix:path`; `budget_share` of the unique expert bytes."""
+    """What a person asked for.
 
-    bundle: Path
+    `bundles` are names ("" for the bundle's own) and folders, `listen` is `host:port` or `unix:path`, `budget_share` is
+    of the bytes of one copy of every expert.
+    """
+
+    bundles: tuple[tuple[str, Path], ...]
     workers: int
     budget_share: float
     listen: str
@@ -31,40 +37,35 @@ class UpRequest:
     runtime_folder: Path
     log_folder: Path
     controller_options: tuple[str, ...] = ()
+    join_token: str | None = None
+    """What the printed line carries; the processes here have one of their own, so that this one can be revoked."""
+    local_token: str | None = None
+    gateways: tuple[str, ...] = ()
+    """Where further gateways listen, besides the controller's own."""
+    gateway_options: tuple[str, ...] = ()
+    http_listen: str | None = None
+    """Where the controller's OpenAI door listens; None for no door."""
 
     @property
     def dial_address(self) -> str:
         """Where this machine's own processes reach the controller."""
-        if is_local_only(self.listen):
-            return self.listen
-        return f"127.0.0.1:{self.listen.rpartition(':')[2]}"
+        return dialled(self.listen)
+
+    @property
+    def dial_addresses(self) -> tuple[str, ...]:
+        """Where this machine's own clients reach the gateways, the controller's first."""
+        return tuple(dialled(listen) for listen in (self.listen, *self.gateways))
+
+    @property
+    def openai_base_url(self) -> str | None:
+        """For OpenAI clients of this machine."""
+        if self.http_listen is None:
+            return None
+        return f"{'http' if self.tls is None else 'https'}://{dialled(self.http_listen)}/v1"
 
 
-def find_bundle(asked: Path | None) -> Path:
-    """The bundle to serve.
-
-    Raises:
-        InvalidInput: none was named and the demo's has not been made.
-
-    """
-    if asked is not None:
-        return asked
-    if (DEMO_BUNDLE / MANIFEST_NAME).is_file():
-        return DEMO_BUNDLE
-    raise InvalidInput(
-        f"no --model was given and there is no {DEMO_BUNDLE}: `expertmesh demo` makes it, "
-        "`expertmesh model convert` makes one from your model"
-    )
-
-
-def check_precision(manifest: Manifest, precision: Precision) -> None:
-    if precision not in manifest.precisions:
-        allowed = ", ".join(manifest.precisions)
-        raise InvalidInput(f"model {manifest.name} has no precision {precision}; allowed are {allowed}")
-
-
-def budget_bytes(manifest: Manifest, request: UpRequest) -> int:
-    """Each worker's budget: its share of one copy of every expert.
+def budget_bytes(models: Sequence[LocalModel], request: UpRequest) -> int:
+    """Each worker's budget: its share of one copy of every expert of every model.
 
     Raises:
         InvalidInput: all budgets together do not hold one copy of every expert.
@@ -75,18 +76,23 @@ def budget_bytes(manifest: Manifest, request: UpRequest) -> int:
             f"{request.workers} workers with --budget-share {request.budget_share:g} hold "
             f"{request.workers * request.budget_share:.0%} of the experts: raise --workers or --budget-share"
         )
-    return math.ceil(manifest.expert_bytes(request.precision) * request.budget_share)
+    all_bytes = sum(model.manifest.expert_bytes(request.precision) for model in models)
+    return math.ceil(all_bytes * request.budget_share)
 
 
 def controller_spec(request: UpRequest, environment: Mapping[str, str]) -> ChildSpec:
-    """The controller's command. The token goes through the environment: anybody can read arguments."""
+    """The controller's command. Tokens go through the environment: anybody can read arguments."""
     arguments = (
-        "controller", "--model", str(request.bundle), "--listen", request.listen,
+        "controller", *model_arguments(request.bundles), "--listen", request.listen,
+        "--http-listen", request.http_listen or "off",
         "--precision", request.precision, "--transport", request.transport,
         "--expected-workers", str(request.workers), *_tls(request),
         "--data", str(request.runtime_folder / "store"), *request.controller_options,
     )  # fmt: skip
-    return ChildSpec("controller", arguments, _environment(request, environment), request.log_folder / "controller.log")
+    joining = ",".join(token for token in (request.join_token, request.local_token) if token is not None)
+    secrets = {"EXPERTMESH_TOKEN": request.token, "EXPERTMESH_JOIN_TOKEN": joining or None}
+    surroundings = _environment(request, environment, secrets)
+    return ChildSpec("controller", arguments, surroundings, request.log_folder / "controller.log")
 
 
 def worker_specs(request: UpRequest, budget: int, environment: Mapping[str, str]) -> tuple[ChildSpec, ...]:
@@ -99,10 +105,26 @@ def worker_specs(request: UpRequest, budget: int, environment: Mapping[str, str]
                 "worker", "--join", request.dial_address, "--id", name, "--budget", str(budget),
                 "--cache", str(request.cache), *_doors(request), *_tls(request),
             ),
-            _environment(request, environment),
+            _environment(request, environment, {"EXPERTMESH_TOKEN": request.local_token}),
             request.log_folder / f"{name}.log",
         )
         for name in names
+    )  # fmt: skip
+
+
+def gateway_specs(request: UpRequest, environment: Mapping[str, str]) -> tuple[ChildSpec, ...]:
+    """The commands of the further gateways, gateway-2 to gateway-n."""
+    return tuple(
+        ChildSpec(
+            f"gateway-{number}",
+            (
+                *gateway_arguments(number, listen, request.dial_address, request.bundles),
+                "--transport", request.transport, *_tls(request), *request.gateway_options,
+            ),
+            _environment(request, environment, {"EXPERTMESH_TOKEN": request.local_token}),
+            request.log_folder / f"gateway-{number}.log",
+        )
+        for number, listen in enumerate(request.gateways, start=2)
     )  # fmt: skip
 
 
@@ -117,9 +139,8 @@ def _tls(request: UpRequest) -> tuple[str, ...]:
     return () if request.tls is None else ("--tls", str(request.tls))
 
 
-def _environment(request: UpRequest, base: Mapping[str, str]) -> dict[str, str]:
-    environment = {**base, "TMPDIR": str(request.runtime_folder), "PYTHONUNBUFFERED": "1"}
-    environment.pop("EXPERTMESH_TOKEN", None)
-    if request.token is not None:
-        environment["EXPERTMESH_TOKEN"] = request.token
-    return environment
+def _environment(request: UpRequest, base: Mapping[str, str], secrets: Mapping[str, str | None]) -> dict[str, str]:
+    """The surroundings with these secrets and no others."""
+    kept = {name: value for name, value in base.items() if name not in _SECRETS}
+    given = {name: value for name, value in secrets.items() if value is not None}
+    return {**kept, "TMPDIR": str(request.runtime_folder), "PYTHONUNBUFFERED": "1", **given}

@@ -10,7 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from expertmesh.types import Node
-from expertmesh_common.bundle.manifest import Manifest
+from expertmesh_controller.local.local_model import LocalModel
+from expertmesh_controller.local.openai_line import openai_line
 from expertmesh_controller.local.plan import UpRequest
 from expertmesh_controller.local.reaching import is_local_only, reachable_host
 
@@ -18,11 +19,12 @@ MB = 1e6
 
 
 @contextlib.contextmanager
-def loading(console: Console, manifest: Manifest) -> Iterator[Callable[[tuple[Node, ...]], None]]:
+def loading(console: Console, models: Sequence[LocalModel]) -> Iterator[Callable[[tuple[Node, ...]], None]]:
     """A bar of loaded expert instances over the unique experts; without a terminal, one line at the start."""
-    experts = sum(len(layer.experts) for layer in manifest.layers)
+    experts = sum(model.experts for model in models)
     if not console.is_terminal:
-        console.print(f"starting: {manifest.name}, {experts} experts in {len(manifest.layers)} layers")
+        shown = ", ".join(f"{m.name}, {m.experts} experts in {len(m.manifest.layers)} layers" for m in models)
+        console.print(f"starting: {shown}")
     columns = (
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     )  # fmt: skip
@@ -36,7 +38,7 @@ def loading(console: Console, manifest: Manifest) -> Iterator[Callable[[tuple[No
         yield show
 
 
-def summarise(console: Console, manifest: Manifest, request: UpRequest, nodes: Sequence[Node]) -> None:
+def summarise(console: Console, models: Sequence[LocalModel], request: UpRequest, nodes: Sequence[Node]) -> None:
     """What runs where, and how to use it."""
     table = Table(box=None, pad_edge=False)
     for column in ("worker", "experts", "resident MB", "budget MB", "rows/s"):
@@ -47,8 +49,16 @@ def summarise(console: Console, manifest: Manifest, request: UpRequest, nodes: S
             f"{node.speed_rows_per_s:.0f}",
         )  # fmt: skip
     console.print(table)
-    console.print(f"{manifest.name} ({request.precision}) is served on {request.dial_address}")
-    console.print(f'  ask it:         expertmesh generate{_server(request)} "What is the capital of France?"')
+    several = len(models) > 1
+    names = ", ".join(model.name for model in models)
+    where = " and ".join(request.dial_addresses)
+    console.print(f"{names} ({request.precision}) {'are' if several else 'is'} served on {where}")
+    if request.gateways:
+        console.print(f"  ask any:        export EXPERTMESH_ADDRESS={','.join(request.dial_addresses)}")
+    chosen = f" --model {models[0].name}" if several else ""
+    console.print(f'  ask it:         expertmesh generate{_server(request)}{chosen} "What is the capital of France?"')
+    if (variables := openai_line(request)) is not None:
+        console.print(f"  OpenAI clients: {variables}")
     if not is_local_only(request.listen):
         console.print(f"  add a machine:  {join_line(request)}")
         if request.tls is not None:
@@ -56,11 +66,11 @@ def summarise(console: Console, manifest: Manifest, request: UpRequest, nodes: S
 
 
 def join_line(request: UpRequest) -> str:
-    """The command that adds a second machine."""
+    """The command that adds a second machine; its token can join and fetch blobs, no more."""
     port = request.listen.rpartition(":")[2]
     parts = ["expertmesh worker --join", f"{reachable_host()}:{port}"]
-    if request.token is not None:
-        parts.append(f"--token {request.token}")
+    if request.join_token is not None:
+        parts.append(f"--token {request.join_token}")
     if request.tls is not None:
         parts.append(f"--tls {request.tls.name}")
     return " ".join(parts)

@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from expertmesh.local_access import leave_token
-from expertmesh_common.bundle.manifest import read_manifest
 from expertmesh_common.clock import SystemClock
+from expertmesh_controller.local.local_model import local_models
 from expertmesh_controller.local.mesh import LocalMesh, MeshState
-from expertmesh_controller.local.plan import UpRequest, check_precision
+from expertmesh_controller.local.plan import UpRequest
 from expertmesh_controller.local.showing import loading, summarise
 
 Result = TypeVar("Result")
@@ -35,17 +35,16 @@ async def up(request: UpRequest, environment: Mapping[str, str], console: Consol
         Unavailable: a process cannot be kept running.
 
     """
-    manifest = read_manifest(request.bundle)
-    check_precision(manifest, request.precision)
+    models = local_models(request.bundles, request.precision)
     announcer = _Announcer(ready_file)
-    mesh = LocalMesh(request, manifest, environment, clock=SystemClock(), tell=console.print, changed=announcer.changed)
+    mesh = LocalMesh(request, models, environment, clock=SystemClock(), tell=console.print, changed=announcer.changed)
     async with _until_signal() as ended:
         with announcer, _local_token(request):
             try:
-                with loading(console, manifest) as progress:
+                with loading(console, models) as progress:
                     nodes = await _first(mesh.start(progress), ended)
                 if nodes is not None:
-                    summarise(console, manifest, request, nodes)
+                    summarise(console, models, request, nodes)
                     announcer.ready(mesh.state)
                     await _first(mesh.watch(), ended)
             finally:
@@ -80,21 +79,24 @@ async def _first(work: Coroutine[Any, Any, Result], ended: asyncio.Event) -> Res
 
 
 def _local_token(request: UpRequest) -> contextlib.AbstractContextManager[object]:
-    if request.token is None or request.listen.startswith("unix:"):
-        return contextlib.nullcontext()
-    return _LeftToken(int(request.listen.rpartition(":")[2]), request.token)
+    left = contextlib.ExitStack()
+    for listen in (request.listen, *request.gateways):
+        if request.token is not None and not listen.startswith("unix:"):
+            left.enter_context(_LeftToken(int(listen.rpartition(":")[2]), request.token, request.tls))
+    return left
 
 
 class _LeftToken:
-    """The token where local clients of this user find it."""
+    """The token, and where certificates are, for local clients of this user."""
 
-    def __init__(self, port: int, token: str) -> None:
+    def __init__(self, port: int, token: str, tls: Path | None) -> None:
         self._port = port
         self._token = token
+        self._tls = tls
         self._path: Path | None = None
 
     def __enter__(self) -> None:
-        self._path = leave_token(self._port, self._token)
+        self._path = leave_token(self._port, self._token, self._tls)
 
     def __exit__(self, *error: object) -> None:
         if self._path is not None:

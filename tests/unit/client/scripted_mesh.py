@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
@@ -16,6 +17,8 @@ from expertmesh_api.v1 import inference_pb2 as pb
 from expertmesh_api.v1 import inference_pb2_grpc
 
 WORDS = ("The", " capital", " is", " Paris", ".", " It", " shines")
+
+_numbers = itertools.count()
 
 Behaviour = Callable[[pb.GenerateRequest, grpc.aio.ServicerContext], AsyncIterator[pb.GenerateResponse]]
 
@@ -59,9 +62,11 @@ class ScriptedMesh(inference_pb2_grpc.InferenceServicer):
     """Runs in its own thread and loop, as another process would; the last behaviour repeats."""
 
     def __init__(self, folder: Path, script: Sequence[Behaviour]) -> None:
-        self.address = f"unix:{folder}/mesh.sock"
+        self.address = f"unix:{folder}/mesh-{next(_numbers)}.sock"
         self.requests: list[pb.GenerateRequest] = []
         self.metadata: list[dict[str, str]] = []
+        self.texts: list[str] = []
+        self.failing: list[tuple[grpc.StatusCode, int]] = []  # what the next calls of Tokenize fail with
         self._script = list(script)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -78,7 +83,19 @@ class ScriptedMesh(inference_pb2_grpc.InferenceServicer):
     async def Tokenize(self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext) -> pb.TokenizeResponse:
         if request.text == "refuse":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "text is not allowed")
+        if self.failing:
+            code, retry_after_ms = self.failing.pop(0)
+            context.set_trailing_metadata((("retry-after-ms", str(retry_after_ms)),))
+            await context.abort(code, "scripted failure")
+        self.texts.append(request.text)
         return pb.TokenizeResponse(ids=range(len(request.text)), pieces=list(request.text))
+
+    async def Score(self, request: pb.ScoreRequest, context: grpc.aio.ServicerContext) -> pb.ScoreResponse:
+        first = pb.ScoredToken(id=1, piece="a")
+        second = pb.ScoredToken(id=2, piece="b", logprob=-0.5, top_logprobs=[pb.TopLogprob(id=2, logprob=-0.5)])
+        return pb.ScoreResponse(
+            tokens=[first, second], total_logprob=-0.5, precision="fp32", numerics="exact", active_share=0.75
+        )
 
     async def ListModels(
         self, request: pb.ListModelsRequest, context: grpc.aio.ServicerContext

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from expertmesh import Client, InvalidRequest, Overloaded, ResumePolicy, Unavailable
+from expertmesh import Client, InvalidRequest, NotFound, Overloaded, ResumePolicy, Unavailable, Unsupported
 from expertmesh.errors import Internal
 from expertmesh.local_access import leave_token, local_token
 from expertmesh.options import generate_request
-from expertmesh.resuming import resume_delay_s
+from expertmesh.resuming import Failure, resume_delay_s
 
 
 def test_every_option_lands_in_its_field():
@@ -51,15 +51,25 @@ def test_wrong_options_are_refused_before_anything_is_sent(options):
         client.generate("x", **options)
 
 
+@pytest.mark.parametrize("arguments", [{}, {"text": "a", "ids": [1]}, {"text": "a", "prompt": "b", "prompt_ids": [1]}])
+def test_a_score_is_asked_for_one_text_after_at_most_one_prompt(arguments):
+    with Client("unix:/nowhere") as client, pytest.raises(InvalidRequest, match="give"):
+        client.score(**arguments)
+
+
+@pytest.mark.parametrize("deadline_s", [0, -1, float("nan")])
+def test_a_deadline_that_is_over_before_it_begins_is_refused(deadline_s):
+    with Client("unix:/nowhere") as client, pytest.raises(InvalidRequest, match="deadline_s"):
+        client.tokenize("x", deadline_s=deadline_s)
+
+
 def test_a_message_without_role_is_refused():
     with Client("unix:/nowhere") as client, pytest.raises(InvalidRequest, match="role"):
         client.chat([{"content": "x"}])
 
 
-def delay(error, failures=1, *, started=True, remaining_s=100.0, chance=0.0):
-    return resume_delay_s(
-        ResumePolicy(), error, failures=failures, started=started, remaining_s=remaining_s, chance=chance
-    )
+def delay(error, failures=1, *, started=True, remaining_s=100.0, **known):
+    return resume_delay_s(ResumePolicy(), error, Failure(failures, started, remaining_s, **known))
 
 
 def test_waits_double_up_to_the_limit_and_chance_shortens_them():
@@ -76,11 +86,30 @@ def test_it_gives_up_sooner_before_the_first_token():
 
 def test_it_gives_up_when_the_wait_would_outlast_the_deadline():
     assert delay(Unavailable("x"), remaining_s=0.05) is None
+    assert delay(Overloaded("x", 700), remaining_s=0.6) is None
 
 
-def test_load_is_waited_out_as_long_as_the_server_asks_and_only_in_mid_answer():
+def test_load_is_waited_out_as_long_as_the_server_asks():
     assert delay(Overloaded("x", 700)) == 0.7
-    assert delay(Overloaded("x", 700), started=False) is None
+    assert delay(Overloaded("x", 700), started=False) == 0.7
+    assert delay(Overloaded("x", 700), 3, started=False) is None
+
+
+def test_another_address_is_asked_at_once_and_costs_no_attempt():
+    assert delay(Unavailable("x"), 0, elsewhere=True) == 0.0
+    assert delay(Overloaded("x", 700), 0, elsewhere=True) == 0.0
+
+
+def test_a_call_that_may_have_been_carried_out_is_asked_again_only_if_that_does_no_harm():
+    assert delay(Unavailable("x"), repeatable=False) is None
+    assert delay(Unavailable("x"), repeatable=False, elsewhere=True) is None
+    assert delay(Overloaded("x", 700), repeatable=False) == 0.7
+
+
+@pytest.mark.parametrize("kind", [Unsupported, NotFound])
+def test_what_one_gateway_does_not_know_is_asked_of_the_others_only(kind):
+    assert delay(kind("x"), 0, elsewhere=True) == 0.0
+    assert delay(kind("x")) is None
 
 
 def test_bugs_are_never_retried():

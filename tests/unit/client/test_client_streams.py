@@ -139,11 +139,18 @@ def test_a_silent_server_is_given_up_at_the_deadline(serve):
         client.complete("x", deadline_s=0.3)
 
 
-def test_a_refusal_for_load_is_the_callers_before_the_first_token(serve):
-    mesh = serve(breaks_after(0, grpc.StatusCode.RESOURCE_EXHAUSTED, retry_after_ms=250))
+def test_a_refusal_for_load_is_the_callers_when_it_lasts(serve):
+    mesh = serve(breaks_after(0, grpc.StatusCode.RESOURCE_EXHAUSTED, retry_after_ms=20))
     with Client(mesh.address) as client, pytest.raises(Overloaded) as caught:
         client.complete("x")
-    assert caught.value.retry_after_ms == 250
+    assert caught.value.retry_after_ms == 20
+    assert len(mesh.requests) == 3
+
+
+def test_a_refusal_for_load_is_the_callers_at_once_when_the_deadline_is_nearer_than_the_retry(serve):
+    mesh = serve(breaks_after(0, grpc.StatusCode.RESOURCE_EXHAUSTED, retry_after_ms=60_000))
+    with Client(mesh.address) as client, pytest.raises(Overloaded):
+        client.complete("x", deadline_s=30)
     assert len(mesh.requests) == 1
 
 

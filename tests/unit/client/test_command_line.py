@@ -38,11 +38,85 @@ def test_generate_as_json_has_text_and_token_ids(served, capsys):
     assert answer["tokens"] == list(range(100, 107))
 
 
-def test_an_unreachable_mesh_is_one_line_and_code_3(capsys, tmp_path):
+def test_an_unreachable_mesh_is_two_lines_with_what_to_do_and_code_3(capsys, tmp_path):
     assert run(["generate", "--server", f"unix:{tmp_path}/none", "x"]) == failures.UNAVAILABLE
+    what, advice = capsys.readouterr().err.splitlines()
+    assert f"unix:{tmp_path}/none" in what
+    assert "last error" not in what
+    assert "expertmesh up" in advice
+
+
+def test_an_unforeseen_error_is_one_line_and_a_traceback_only_when_asked_for(monkeypatch, capsys):
+    from expertmesh.cli import version
+
+    def broken(*_, **__):
+        raise KeyError("lost")
+
+    monkeypatch.setattr(version, "connect", broken)
+    assert run(["version"]) == failures.INTERNAL
     error = capsys.readouterr().err
+    assert (error.count("\n"), "KeyError: 'lost'" in error, "EXPERTMESH_DEBUG=1" in error) == (1, True, True)
+    monkeypatch.setenv("EXPERTMESH_DEBUG", "1")
+    with pytest.raises(KeyError):
+        run(["version"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nods"], "Did you mean"),
+        (["experts", "--by", "colour"], "'replicas', 'rows', 'worker'"),
+        (["generate", "x", "--top-p", "2"], "--top-p"),
+        (["chat", "--load", "/no/such/file"], "/no/such/file: No such file"),
+        (["chat", "--tls", "/no/such/folder"], "/no/such/folder/ca.pem"),
+        (["route", "explain"], "give a text"),
+        (["route", "explain", "--rows", "/no/such.npy", "--layer", "0"], "/no/such.npy: No such file"),
+        (["models", "serve"], "path"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_code_2(arguments, says, capsys, monkeypatch, served):
+    served(whole)
+    assert run(arguments) == failures.USAGE
+    error = capsys.readouterr().err
+    assert says in error
     assert error.count("\n") == 1
-    assert f"unix:{tmp_path}/none" in error
+
+
+def test_a_group_without_a_command_shows_its_help(capsys):
+    assert run(["models"]) == failures.USAGE
+    assert "unserve" in capsys.readouterr().err
+
+
+def test_a_file_of_the_user_that_cannot_be_read_is_named_once():
+    error = FileNotFoundError(2, "No such file or directory", "talk.json")
+    assert failures.code_of(error) == failures.USAGE
+
+
+def test_a_prompt_may_come_from_a_pipe_and_may_not_be_empty(served, capsys, monkeypatch):
+    import io
+
+    served(whole)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Capital?"))
+    assert run(["generate"]) == 0
+    assert capsys.readouterr().out == "".join(WORDS) + "\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(" \n"))
+    assert run(["generate"]) == failures.USAGE
+    assert "prompt is empty" in capsys.readouterr().err
+
+
+def test_stats_go_to_standard_error(served, capsys):
+    served(whole)
+    assert run(["generate", "x", "--stats"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "".join(WORDS) + "\n"
+    assert "3 + 7 tokens, first after 12 ms" in said.err
+
+
+def test_a_number_that_is_none_becomes_null_in_json(capsys):
+    from expertmesh.cli.output import print_json
+
+    print_json({"margins": (float("inf"), float("nan"), 1.5)})
+    assert json.loads(capsys.readouterr().out) == {"margins": [None, None, 1.5]}
 
 
 def test_a_server_bug_is_code_1_without_a_traceback(served, capsys):

@@ -6,7 +6,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from expertmesh_api.v1 import blobs_pb2, blobs_pb2_grpc
 from expertmesh_common.certificates import development_ca, mint_development_ca
-from expertmesh_common.errors import Exhausted, NotHere
+from expertmesh_common.errors import Exhausted, InvalidInput, NotHere
 from expertmesh_common.security import Security, TlsFiles, dial
 from expertmesh_common.serving import RETRY_AFTER_KEY, Serving
 
@@ -113,6 +113,9 @@ def test_a_good_authority_is_kept_and_a_broken_one_replaced(tmp_path):
 async def test_a_certificate_that_is_not_of_the_mesh_by_name_is_refused(tls, tmp_path, monkeypatch):
     monkeypatch.setattr("expertmesh_common.certificates.MESH_NAME", "other")
     nameless = mint_development_ca(tmp_path, ["127.0.0.1"])
+    with pytest.raises(InvalidInput, match="not valid for 'expertmesh'"):
+        await serve(Security(nameless))
+    monkeypatch.setattr("expertmesh_common.serving.own_problem", lambda files: None)
     serving, address = await serve(Security(nameless))
 
     with pytest.raises(grpc.aio.AioRpcError) as caught:

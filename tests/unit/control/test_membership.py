@@ -22,6 +22,7 @@ from expertmesh_controller.control.membership.state import (
     Limits,
     Ordered,
     SentOrder,
+    Suspected,
     Ticked,
 )
 
@@ -104,6 +105,71 @@ def test_a_ghost_is_refused_even_after_its_successor_is_gone() -> None:
     with pytest.raises(Refused):
         admit(cluster, hello("g1"))
     admit(cluster, hello("g2"))
+
+
+def test_a_ghost_that_slept_through_its_lease_is_refused_after_its_successor_came() -> None:
+    cluster = apply(apply(joined(), Ticked(3.1)), Joined(hello("g2"), 2, 4.0))
+    with pytest.raises(Refused, match="was replaced by a later start"):
+        admit(cluster, hello("g1"))
+
+
+def crashed(times: int, step_s: float = 1.0) -> Cluster:
+    """The worker after so many restarts that it did not ask for, one every `step_s`."""
+    cluster = joined()
+    for n in range(1, times + 1):
+        cluster = apply(apply(cluster, Broke(n)), Joined(hello(f"g{n + 1}"), n + 1, n * step_s))
+    return cluster
+
+
+def test_a_worker_that_crashes_again_and_again_is_left_out_twice_as_long_each_time() -> None:
+    waits = [crashed(times).members["a"].aside_until - times for times in range(3, 9)]
+    assert waits == [2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+    steady = Joined(hello(worker_id="b"), 99, 3.0)
+    assert apply(crashed(2), steady).aside(3.0) == frozenset()
+    assert apply(crashed(3), steady).aside(4.9) == {"a"}
+    assert apply(crashed(3), steady).aside(5.0) == frozenset()
+
+
+def test_an_unstable_worker_is_better_than_none() -> None:
+    assert crashed(3).unstable(4.9) == {"a"}
+    assert crashed(3).aside(4.9) == frozenset()
+
+
+def test_crashes_of_long_ago_orderly_starts_and_broken_streams_make_no_worker_unstable() -> None:
+    assert crashed(5, step_s=40.0).unstable(200.0) == frozenset()
+    cluster = joined()
+    for n in range(1, 6):
+        cluster = apply(apply(apply(cluster, LeaveAsked(n, 1.0)), Broke(n)), Joined(hello(f"g{n + 1}"), n + 1, 1.0))
+    assert cluster.unstable(1.0) == frozenset()
+    cluster = joined()
+    for n in range(1, 6):
+        cluster = apply(apply(cluster, Broke(n)), Joined(hello(), n + 1, 1.0))
+    assert cluster.unstable(1.0) == frozenset()
+
+
+def suspected(cluster: Cluster, at: float, gateway_id: str = "g") -> Cluster:
+    return apply(cluster, Suspected(gateway_id, frozenset({"a", "stranger"}), at))
+
+
+def test_one_failed_call_makes_a_suspect_and_only_a_link_that_stays_down_makes_a_worker_unreachable() -> None:
+    cluster = suspected(joined(), 1.0)
+    assert (cluster.suspects, cluster.unreachable) == ({"a"}, frozenset())
+    assert suspected(cluster, 2.0).unreachable == {"a"}
+    assert suspected(cluster, 2.0, "another gateway, once").unreachable == frozenset()
+
+
+def test_a_worker_is_trusted_again_when_it_was_not_named_for_a_while() -> None:
+    cluster = replace(suspected(suspected(joined(), 1.0), 2.0))
+    cluster = apply(cluster, Heard(1, 4.9, 0))
+    assert apply(cluster, Ticked(5.0)) is cluster
+    cluster = apply(cluster, Ticked(5.1))
+    assert (cluster.suspects, cluster.unreachable) == (frozenset(), frozenset())
+
+
+def test_a_new_start_of_a_suspect_begins_without_suspicion() -> None:
+    cluster = suspected(suspected(joined(), 1.0), 2.0)
+    assert apply(cluster, Joined(hello("g2"), 2, 2.5)).suspects == frozenset()
+    assert apply(cluster, Broke(1)).suspects == frozenset()
 
 
 def test_the_same_start_may_come_back_on_a_new_connection() -> None:

@@ -94,3 +94,28 @@ def test_a_leaving_worker_gets_no_orders_and_gives_its_routes_to_others() -> Non
 
 def test_what_is_being_unloaded_does_not_enter_the_table() -> None:
     assert next_steps(want(w={A}), world({"w": holding(A)}), frozenset({("unload", "w", A)})) == []
+
+
+def doubted(*keys: ExpertKey, aside: bool = False) -> Holding:
+    return Holding(frozenset(keys), 100, doubted=True, aside=aside)
+
+
+def test_a_copy_that_gateways_may_not_reach_stands_in_for_nobody() -> None:
+    holdings, routed = {"new": doubted(A), "old": holding(A)}, [("new", A), ("old", A)]
+    assert next_steps(want(new={A}, old=set()), world(holdings, routed), NONE) == []
+    proven = {**holdings, "new": holding(A)}
+    assert next_steps(want(new={A}, old=set()), world(proven, routed), NONE) == [Route(NONE, frozenset({("old", A)}))]
+
+
+def test_a_doubted_copy_that_should_go_goes_when_another_one_is_sure() -> None:
+    routed = [("odd", A), ("w", A)]
+    flip = [Route(NONE, frozenset({("odd", A)}))]
+    assert next_steps(want(w={A}), world({"odd": doubted(A, aside=True), "w": holding(A)}, routed), NONE) == flip
+    assert next_steps(want(w={A}), world({"odd": doubted(A, aside=True), "w": doubted(A)}, routed), NONE) == []
+
+
+def test_a_worker_set_aside_keeps_what_it_holds_and_what_it_alone_holds_is_loaded_elsewhere_first() -> None:
+    holdings = {"odd": doubted(A, B, aside=True), "w": holding(B, free=20)}
+    routed = [("odd", A), ("odd", B), ("w", B)]
+    steps = next_steps(want(w={B, A, C}), world(holdings, routed), NONE)
+    assert steps == [Route(NONE, frozenset({("odd", B)})), LoadExpert("w", A), LoadExpert("w", C)]

@@ -37,7 +37,7 @@ class Bench:
     def __init__(self, bundle: Bundle, trunk: LocalTrunk) -> None:
         self.plane, self.clock, self.tally = NumpyPlane(bundle), ManualClock(), Tally()
         self.events: dict[int, list] = {}
-        forward = Forward(trunk, self.plane, bundle.manifest.layers, self.clock, patience_s=10)
+        forward = Forward(trunk, self.plane, bundle.manifest.layers, patience_s=10)
         self.stepper = Stepper(trunk, forward, self.clock, self.tally, self._post)
         self.log: list[tuple[int, object]] = []
 
@@ -186,7 +186,7 @@ def test_only_those_whose_deadline_is_over_fail_when_experts_are_missing(bench: 
     bench.plane.failures = [Unavailable("expert 3 of layer 1 has no instance")]
     plane_run = bench.plane.run
 
-    def late(layer: int, rows, deadline: float):
+    def late(layer: int, rows, deadline: float, patience_s: float):
         assert deadline == 5.0
         bench.clock.advance(5)
         bench.plane.run = plane_run
@@ -201,14 +201,19 @@ def test_only_those_whose_deadline_is_over_fail_when_experts_are_missing(bench: 
     assert bench.ids(patient) == tiny.greedy_ids(bundle, [2], 8)
 
 
-def test_one_wait_for_experts_is_bounded_by_patience(bench: Bench) -> None:
-    waits: list[float] = []
+def test_patience_bounds_the_wait_for_lost_experts_and_not_the_time_of_slow_ones(bench: Bench) -> None:
+    asked: list[tuple[float, float]] = []
     plane_run = bench.plane.run
-    bench.plane.run = lambda layer, rows, deadline: waits.append(deadline) or plane_run(layer, rows, deadline)
-    bench.join([1], 1)
+
+    def run(layer: int, rows, deadline: float, patience_s: float):
+        asked.append((deadline, patience_s))
+        return plane_run(layer, rows, deadline)
+
+    bench.plane.run = run
+    bench.join([1], 1, deadline=50.0)
     bench.clock.advance(3)
     bench.run()
-    assert waits == [13.0] * tiny.LAYERS
+    assert asked == [(50.0, 10)] * tiny.LAYERS
 
 
 def test_a_deadline_passes_for_the_running_and_for_the_waiting(bench: Bench) -> None:
@@ -242,7 +247,7 @@ def test_values_that_are_not_numbers_fail_their_own_request_only(bench: Bench, b
     bench.run(until=lambda: len(bench.ids(second)) == 2)
     plane_run = bench.plane.run
 
-    def poison(layer: int, rows, deadline: float):
+    def poison(layer: int, rows, deadline: float, patience_s: float):
         combined = plane_run(layer, rows, deadline)
         combined[0] = np.nan
         bench.plane.run = plane_run
@@ -319,4 +324,4 @@ async def test_missing_experts_are_tried_again_until_they_are_there(bundle: Bund
 
 def make_engine(bundle: Bundle, trunk: LocalTrunk, queue_limit: int = 8) -> tuple[Engine, NumpyPlane]:
     plane, clock = NumpyPlane(bundle), SystemClock()
-    return Engine(trunk, Forward(trunk, plane, bundle.manifest.layers, clock, 10), clock, queue_limit), plane
+    return Engine(trunk, Forward(trunk, plane, bundle.manifest.layers, 10), clock, queue_limit), plane

@@ -8,7 +8,8 @@ from expertmesh_common.bundle.manifest import Blob
 from expertmesh_common.bundle.manifest import Gate as GateConfig
 from expertmesh_common.errors import CorruptData, InvalidInput, NotHere
 from expertmesh_controller.gateway.gating.gate import Gate
-from expertmesh_controller.gateway.gating.service import GatingService, to_tensor
+from expertmesh_controller.gateway.gating.service import GatingService
+from expertmesh_controller.gateway.gating.tensors import to_tensor
 
 BLOB = Blob(digest="0" * 64, size_bytes=1)
 EXPERTS = 6

@@ -18,7 +18,7 @@ from expertmesh_worker.agent.session import Reports, Session
 log = logging.getLogger(__name__)
 
 FIRST_DELAY_S = 0.1
-LONGEST_DELAY_S = 3.0  # of the order of the lease: a controller that is back finds its workers about as fast
+LONGEST_DELAY_S = 0.6  # spread from half to one and a half: whatever is back finds its workers within a second
 
 
 def delay_s(failures: int, chance: Callable[[], float] = random.random) -> float:
@@ -41,6 +41,8 @@ class Membership:
         self._session: Session | None = None
         self._running: set[asyncio.Task[None]] = set()
         self._failures = 0
+        self.joined = False
+        """A controller has welcomed this worker, and their stream stands."""
 
     async def keep(self, stop: asyncio.Event) -> None:
         """Return after `stop` was set and the worker has left.
@@ -55,9 +57,10 @@ class Membership:
                 try:
                     await self._session.run(self._address, self._security, stop, self._joined)
                 except Unavailable as error:
-                    self._session = None
+                    self._session, self.joined = None, False
                     await self._pause(error, stop)
         finally:
+            self.joined = False
             for task in self._running:
                 task.cancel()
             await asyncio.gather(*self._running, return_exceptions=True)
@@ -74,7 +77,7 @@ class Membership:
             self._session.send(membership_pb2.WorkerMessage(result=result))
 
     def _joined(self) -> None:
-        self._failures = 0
+        self._failures, self.joined = 0, True
 
     async def _pause(self, error: Unavailable, stop: asyncio.Event) -> None:
         self._failures += 1

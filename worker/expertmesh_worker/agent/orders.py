@@ -85,8 +85,7 @@ class Orders:
         spec, name = order.spec, expert_name(order.spec.expert)
         shape = ExpertShape(spec.hidden, spec.width, spec.precision, spec.activation or "swiglu")
         sources = tuple(source.address or self._origin for source in order.sources if source.transport == "grpc")
-        async with self._turns[name]:
-            path = await self._cache.fetch(Wanted(spec.digest, spec.blob_bytes, sources))
+        async with self._turns[name], self._cache.held(Wanted(spec.digest, spec.blob_bytes, sources)) as path:
             load = partial(self._residents.load, name, shape, path, spec.digest, spec.resident_bytes)
             await self._in_loader(load)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc.aio
 
+from expertmesh.tls_diagnosis import perhaps_tls, refusal
 from expertmesh_api.v1 import common_pb2, membership_pb2, membership_pb2_grpc
 from expertmesh_common.clock import Clock
 from expertmesh_common.errors import InvalidInput, MeshError, Precondition, Refused, Unauthenticated, Unavailable
@@ -62,7 +63,12 @@ class Session:
         # The token travels as metadata of the call: interceptors would queue every message.
         async with dial(address, replace(security, token=None)) as channel:
             call = membership_pb2_grpc.MembershipStub(channel).Join(metadata=security.metadata())
-            await self.serve(call, address, stop, joined)
+            try:
+                await self.serve(call, address, stop, joined)
+            except Unavailable as error:
+                if perhaps_tls(str(error)) and (why := await asyncio.to_thread(refusal, address, security.tls)):
+                    raise Unavailable(f"the controller at {address} cannot be joined: {why}") from error
+                raise
 
     async def serve(self, call: Call, address: str, stop: asyncio.Event, joined: Callable[[], None]) -> None:
         """Serve the stream until `stop` is set and the leave is acknowledged.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import secrets
 import time
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
@@ -13,27 +14,46 @@ from expertmesh_common.errors import CorruptData
 
 SUFFIX = ".part"
 STALE_AFTER_S = 24 * 3600.0  # long enough to resume tomorrow, short enough not to fill a small disk
+STANDSTILL_S = 2.0  # whoever holds a download and gets nothing for this long may be stopped: we fetch it ourselves
+LOOK_EVERY_S = 0.02
 
 
 class Partial:
     """The bytes of a blob that are here so far, under an exclusive file lock.
 
-    The lock dies with the process. Two processes that share a cache meet here: the second waits, and finds the blob.
+    The lock dies with the process. Two processes that share a cache meet here: the second waits as long as the first
+    gets on, and finds the blob. A first one that stands still (a stopped process keeps its lock) is left alone after
+    `standstill_s`: then the bytes go to a file of our own.
     """
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, standstill_s: float = STANDSTILL_S) -> None:
         self.target = target
         self.path = target.with_name(target.name + SUFFIX)
-        self._file = self._locked()
-
-    def _locked(self) -> BufferedRandom:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
+        file = self._shared(standstill_s)
+        if file is None:
+            self.path = target.with_name(f"{target.name}.{secrets.token_hex(4)}{SUFFIX}")
             file = self.path.open("a+b")
             fcntl.flock(file, fcntl.LOCK_EX)
-            if _same_file(file, self.path):
-                return file
-            file.close()  # whoever held the lock before us finished or removed the file that we opened
+        self._file = file
+
+    def _shared(self, standstill_s: float) -> BufferedRandom | None:
+        """The file that all who fetch this blob share, locked; None while its holder stands still."""
+        size_bytes, since = -1, time.monotonic()
+        while True:
+            file = self.path.open("a+b")
+            if _locked(file):
+                if _same_file(file, self.path):
+                    return file
+                file.close()  # whoever held the lock before us finished or removed the file that we opened
+                continue
+            found = os.fstat(file.fileno()).st_size
+            file.close()
+            if found != size_bytes:
+                size_bytes, since = found, time.monotonic()
+            elif time.monotonic() - since >= standstill_s:
+                return None
+            time.sleep(LOOK_EVERY_S)  # locks of files tell nobody when they are free
 
     @property
     def size_bytes(self) -> int:
@@ -84,6 +104,15 @@ def _remove_if_stale(path: Path, before_s: float) -> bool:
             return True
     except (BlockingIOError, FileNotFoundError):
         return False  # someone is writing it, or has just published it
+
+
+def _locked(file: BufferedRandom) -> bool:
+    """Take the lock if it is free."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _same_file(file: BufferedRandom | BufferedReader, path: Path) -> bool:

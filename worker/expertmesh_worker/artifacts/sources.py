@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Protocol
 
 import grpc.aio
@@ -10,6 +11,7 @@ import grpc.aio
 from expertmesh_api.v1 import blobs_pb2, blobs_pb2_grpc
 from expertmesh_common.errors import CorruptData
 from expertmesh_common.security import Security, dial
+from expertmesh_common.tls import Stamp
 
 STALL_S = 10.0  # a source that sends nothing for this long is given up for the next one
 
@@ -24,12 +26,19 @@ class Sink(Protocol):
 
 
 class Sources:
-    """Pulls blobs from addresses. Close it when done."""
+    """Pulls blobs from addresses. Close it when done.
 
-    def __init__(self, security: Security, stall_s: float = STALL_S) -> None:
-        self._security = security
+    `peers` is how to call anybody but the controller at `origin`, whom `security` is for.
+    """
+
+    def __init__(
+        self, security: Security, stall_s: float = STALL_S, *, peers: Security | None = None, origin: str = ""
+    ) -> None:
+        self._security, self._peers, self._origin = security, peers or security, origin
         self._stall_s = stall_s
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._channels: dict[tuple[str, Stamp], grpc.aio.Channel] = {}
+        self.fetched_bytes: Counter[str] = Counter()
+        """By address, since the start."""
 
     async def pull(self, address: str, digest: str, size_bytes: int, sink: Sink) -> None:
         """Append what `sink` lacks of the blob.
@@ -51,6 +60,7 @@ class Sources:
                 if message.total_bytes != size_bytes or sink.size_bytes + len(message.data) > size_bytes:
                     raise CorruptData(f"it holds {message.total_bytes} bytes, expected {size_bytes}")
                 await asyncio.to_thread(sink.append, message.data)
+                self.fetched_bytes[address] += len(message.data)
         except TimeoutError:
             raise TimeoutError(f"no data for {self._stall_s:g} s") from None
         finally:
@@ -64,6 +74,9 @@ class Sources:
         self._channels.clear()
 
     def _channel(self, address: str) -> grpc.aio.Channel:
-        if address not in self._channels:
-            self._channels[address] = dial(address, self._security)
-        return self._channels[address]
+        """A kept channel: one made with certificates that were replaced since would not get through again."""
+        security = self._security if address == self._origin else self._peers
+        key = (address, () if security.tls is None else security.tls.stamp())
+        if key not in self._channels:
+            self._channels[key] = dial(address, security)
+        return self._channels[key]

@@ -25,6 +25,11 @@ class Answer(NamedTuple):
 class Shortcut(Protocol):
     """Answers frames that recur without decoding them."""
 
+    @property
+    def busy(self) -> bool:
+        """Whether a frame would have to wait for others to end."""
+        ...
+
     def answer(self, data: memoryview) -> bytes | None:
         """The reply to one whole request frame, or None: it has to go the long way."""
         ...

@@ -13,6 +13,7 @@ import grpc.aio
 import numpy as np
 
 from expertmesh_api.v1 import common_pb2, experts_pb2
+from expertmesh_common.access.identity import current_caller
 from expertmesh_common.channel.frame import MAX_FRAME_BYTES
 from expertmesh_common.channel.host import ExpertHost
 from expertmesh_common.channel.layout import VERSION
@@ -21,7 +22,8 @@ from expertmesh_common.errors import CorruptData, InvalidInput, Precondition, Un
 from expertmesh_worker.channel.answering import Answer, Shortcut, answer, refuse
 from expertmesh_worker.channel.tickets import Tickets
 
-INLINE_BYTES = 64 * 1024  # larger requests run in a thread, so that heartbeats and health keep their turn
+# Larger requests, and those that have to wait for a lane, run in a thread: heartbeats and health keep their turn.
+INLINE_BYTES = 64 * 1024
 
 if TYPE_CHECKING:  # the class takes type arguments in its stubs only
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -79,7 +81,7 @@ class ExpertsService:
         endpoint = choose(request.transports, request.host_id == self._identity.host_id, self._identity.streams)
         return experts_pb2.OpenResponse(
             endpoint=endpoint,
-            ticket=b"" if endpoint.transport == "grpc" else self._tickets.issue(),
+            ticket=b"" if endpoint.transport == "grpc" else self._tickets.issue(current_caller().token_id),
             frame_version=VERSION,
             max_frame_bytes=MAX_FRAME_BYTES,
             worker_id=self._identity.worker_id,
@@ -123,7 +125,7 @@ class ExpertsService:
             data = unwrap(message)
         except CorruptData as error:
             return Answer(refuse(error), last=True)
-        if len(data) <= INLINE_BYTES:
+        if len(data) <= INLINE_BYTES and not (self._shortcut is not None and self._shortcut.busy):
             return self._answer_now(data)
         return await asyncio.to_thread(_answer_later, self._host, data, time.monotonic())
 

@@ -48,6 +48,8 @@ class StreamServer:
         self._listeners: list[socket.socket] = []
         self._folders: list[tempfile.TemporaryDirectory[str]] = []
         self._connections: dict[threading.Thread, Connection | None] = {}
+        self._holders: dict[threading.Thread, str] = {}
+        self._ended: set[str] = set()
         self._lock = threading.Lock()
         self._draining = False
 
@@ -95,6 +97,15 @@ class StreamServer:
         for folder in self._folders:
             folder.cleanup()
 
+    def end(self, token_ids: frozenset[str]) -> None:
+        """Cut the connections of callers whose tokens were taken back."""
+        with self._lock:
+            self._ended |= token_ids
+            cut = [self._connections.get(thread) for thread, holder in self._holders.items() if holder in token_ids]
+        for connection in cut:
+            if connection is not None:
+                connection.abort()
+
     def _listen(self, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
         listener.listen(64)
         self._listeners.append(listener)
@@ -129,28 +140,32 @@ class StreamServer:
         try:
             raw.settimeout(self._handshake_timeout_s)
             with raw if tls is None else tls.wrap_socket(raw, server_side=True) as stream:
-                if self._handshake(stream):
+                holder = self._handshake(stream)
+                if holder is not None:
                     stream.settimeout(None)
-                    self._run(Connection(FrameSocket(stream, self._limit), self._host, self._shortcut))
+                    self._run(Connection(FrameSocket(stream, self._limit), self._host, self._shortcut), holder)
         except (OSError, MeshError) as error:
             log.warning("expert stream refused in its handshake: %s", error)
         finally:
             raw.close()
             with self._lock:
                 self._connections.pop(threading.current_thread(), None)
+                self._holders.pop(threading.current_thread(), None)
 
-    def _handshake(self, stream: socket.socket) -> bool:
-        accepted = self._tickets.redeem(read_ticket(stream))
-        answer_handshake(stream, accepted)
-        if not accepted:
+    def _handshake(self, stream: socket.socket) -> str | None:
+        """The id of the caller's token, None if its ticket is not good."""
+        holder = self._tickets.redeem(read_ticket(stream))
+        answer_handshake(stream, holder is not None)
+        if holder is None:
             log.warning("expert stream refused: its ticket is unknown, used or too old")
-        return accepted
+        return holder
 
-    def _run(self, connection: Connection) -> None:
+    def _run(self, connection: Connection, holder: str) -> None:
         with self._lock:
             self._connections[threading.current_thread()] = connection
-            draining = self._draining
-        if not draining:
+            self._holders[threading.current_thread()] = holder
+            over = self._draining or holder in self._ended
+        if not over:
             connection.run()
 
 

@@ -13,14 +13,17 @@ MAX_OPEN = 1024
 
 
 class Tickets:
-    """Issues tickets and takes each back once, within `TICKET_LIFE_S`. Safe for several threads."""
+    """Issues tickets and takes each back once, within `TICKET_LIFE_S`. Safe for several threads.
+
+    A ticket knows the id of the token that its holder had, "" for none.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._expiries: dict[bytes, float] = {}  # oldest first
+        self._out: dict[bytes, tuple[float, str]] = {}  # oldest first: when it ends, and the holder's token
 
-    def issue(self) -> bytes:
+    def issue(self, token_id: str = "") -> bytes:
         """A new ticket of 32 random bytes.
 
         Raises:
@@ -30,19 +33,25 @@ class Tickets:
         now = self._clock.monotonic()
         with self._lock:
             self._forget(now)
-            if len(self._expiries) >= MAX_OPEN:
+            if len(self._out) >= MAX_OPEN:
                 raise Exhausted(f"{MAX_OPEN} stream tickets are out already", retry_after_ms=int(TICKET_LIFE_S * 1000))
             ticket = secrets.token_bytes(TICKET_BYTES)
-            self._expiries[ticket] = now + TICKET_LIFE_S
+            self._out[ticket] = (now + TICKET_LIFE_S, token_id)
         return ticket
 
-    def redeem(self, ticket: bytes) -> bool:
-        """Whether the ticket was issued here, is fresh, and is shown for the first time."""
+    def redeem(self, ticket: bytes) -> str | None:
+        """The holder's token id, if the ticket was issued here, is fresh, and is shown for the first time."""
         with self._lock:
             self._forget(self._clock.monotonic())
-            return self._expiries.pop(ticket, None) is not None
+            found = self._out.pop(ticket, None)
+        return None if found is None else found[1]
+
+    def end(self, token_ids: frozenset[str]) -> None:
+        """Forget the tickets of tokens that were taken back."""
+        with self._lock:
+            self._out = {ticket: entry for ticket, entry in self._out.items() if entry[1] not in token_ids}
 
     def _forget(self, now: float) -> None:
-        old = [ticket for ticket, expiry in self._expiries.items() if expiry <= now]
+        old = [ticket for ticket, (expiry, _) in self._out.items() if expiry <= now]
         for ticket in old:
-            del self._expiries[ticket]
+            del self._out[ticket]

@@ -53,6 +53,11 @@ class Lanes:
         except queue.Empty:
             return self._wait(timeout_s)
 
+    @property
+    def all_taken(self) -> bool:
+        """Whether a frame would have to wait now."""
+        return self._free.empty()
+
     def take_free(self) -> Lane | None:
         """A lane that is free now, None if there is none."""
         try:

@@ -62,6 +62,11 @@ class Recurring:
     def __init__(self, residents: Residents, lanes: Lanes, count: Callable[[int, int], None]) -> None:
         self._residents, self._lanes, self._count = residents, lanes, count
 
+    @property
+    def busy(self) -> bool:
+        """Whether every lane is taken."""
+        return self._lanes.all_taken
+
     def answer(self, data: memoryview) -> bytes | None:
         """The whole reply frame; None when this frame must be decoded and executed the long way.
 

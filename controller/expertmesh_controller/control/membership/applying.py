@@ -15,11 +15,18 @@ from expertmesh_controller.control.membership.state import (
     Heard,
     Joined,
     LeaveAsked,
+    Life,
+    Limits,
     Member,
     Ordered,
     SentOrder,
+    Suspected,
+    Suspicion,
     Ticked,
 )
+
+CRASHES_ALLOWED = 2
+"""A worker may be killed, and killed again by whoever looks for the reason; after that it is left out for a while."""
 
 RETIRED_KEPT = 32
 """Superseded generations remembered per worker: a ghost is one of the last few."""
@@ -48,6 +55,8 @@ def apply(cluster: Cluster, event: Event) -> Cluster:  # noqa: PLR0911 - one cas
             return _ticked(cluster, at)
         case Ordered(order_id, order):
             return replace(cluster, orders={**cluster.orders, order_id: order})
+        case Suspected():
+            return _suspected(cluster, event)
     member = cluster.member_of(event.connection)
     if member is None:
         return cluster
@@ -55,6 +64,8 @@ def apply(cluster: Cluster, event: Event) -> Cluster:  # noqa: PLR0911 - one cas
         case Heard(_, at, rows):
             return _with(cluster, replace(member, heard_at=at, rows=rows))
         case LeaveAsked(_, at):
+            life = replace(cluster.lives[member.hello.worker_id], left=True)
+            cluster = replace(cluster, lives={**cluster.lives, member.hello.worker_id: life})
             return _with(cluster, replace(member, leaving_since=at, heard_at=at))
         case Broke():
             return _without(cluster, member)
@@ -67,10 +78,27 @@ def _joined(cluster: Cluster, event: Joined) -> Cluster:
     old = cluster.members.get(hello.worker_id)
     if old is not None:
         cluster = _without(cluster, old)
-        if old.hello.generation != hello.generation:
-            retired = (*cluster.retired.get(hello.worker_id, ()), old.hello.generation)[-RETIRED_KEPT:]
-            cluster = replace(cluster, retired={**cluster.retired, hello.worker_id: retired})
-    return _with(cluster, Member(hello, event.connection, event.at, event.at, dict(hello.resident)))
+    life = cluster.lives.get(hello.worker_id, Life(hello.generation))
+    if life.generation != hello.generation:
+        # Also when it was lost before: a machine that slept through its lease may wake up after its successor came.
+        retired = (*cluster.retired.get(hello.worker_id, ()), life.generation)[-RETIRED_KEPT:]
+        cluster = replace(cluster, retired={**cluster.retired, hello.worker_id: retired})
+        recent = tuple(at for at in life.crashes if event.at - at <= cluster.limits.crash_window_s)
+        life = Life(hello.generation, recent if life.left else (*recent, event.at))
+    cluster = replace(cluster, lives={**cluster.lives, hello.worker_id: replace(life, left=False)})
+    aside_until = _aside_until(life, cluster.limits)
+    return _with(
+        cluster,
+        Member(hello, event.connection, event.at, event.at, dict(hello.resident), aside_until=aside_until),
+    )
+
+
+def _aside_until(life: Life, limits: Limits) -> float:
+    """Until when a worker that crashes in a row gets no experts: twice as long each time."""
+    excess = len(life.crashes) - CRASHES_ALLOWED
+    if excess <= 0:
+        return 0.0
+    return life.crashes[-1] + min(limits.crash_first_s * 2.0 ** (excess - 1), limits.crash_most_s)
 
 
 def _with(cluster: Cluster, member: Member) -> Cluster:
@@ -85,6 +113,7 @@ def _without(cluster: Cluster, member: Member) -> Cluster:
         members={i: m for i, m in cluster.members.items() if i != gone},
         orders={n: o for n, o in cluster.orders.items() if o.worker_id != gone},
         failures={at: f for at, f in cluster.failures.items() if at[0] != gone},
+        suspicions={at: s for at, s in cluster.suspicions.items() if at[0] != gone},
     )
 
 
@@ -97,7 +126,18 @@ def _ticked(cluster: Cluster, at: float) -> Cluster:
             error = f"no answer within {cluster.limits.order_timeout_s:g} s"
             cluster = _failed(cluster, order, error, at)
             cluster = replace(cluster, orders={**cluster.orders, order_id: replace(order, overdue=True)})
-    return cluster
+    kept = {who: s for who, s in cluster.suspicions.items() if at - s.last_at <= cluster.limits.suspicion_s}
+    return cluster if len(kept) == len(cluster.suspicions) else replace(cluster, suspicions=kept)
+
+
+def _suspected(cluster: Cluster, event: Suspected) -> Cluster:
+    """Who is not named (any more) stays suspected for a while: a link that comes and goes is not up."""
+    named = {}
+    for worker_id in event.worker_ids & cluster.members.keys():
+        first_at = cluster.suspicions.get((worker_id, event.gateway_id), Suspicion(event.at, event.at)).first_at
+        confirmed = event.at - first_at >= cluster.limits.confirm_s
+        named[worker_id, event.gateway_id] = Suspicion(first_at, event.at, confirmed)
+    return replace(cluster, suspicions={**cluster.suspicions, **named}) if named else cluster
 
 
 def _answered(cluster: Cluster, member: Member, event: Answered) -> Cluster:

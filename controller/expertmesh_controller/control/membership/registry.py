@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from expertmesh_api.v1 import membership_pb2
@@ -25,6 +25,7 @@ from expertmesh_controller.control.membership.state import (
     Limits,
     Ordered,
     SentOrder,
+    Suspected,
     Ticked,
 )
 
@@ -65,6 +66,7 @@ class Registry:
         self._connections: dict[int, Connection] = {}
         self._numbers = itertools.count(1)
         self._order_ids = itertools.count(1)
+        self.orders_sent = 0
 
     def join(self, hello: Hello) -> Connection:
         """Let a worker in; an older connection of it is closed.
@@ -93,6 +95,10 @@ class Registry:
             case other:
                 log.warning("ignored a message from a worker connection=%d body=%s", number, other)
 
+    def suspect(self, gateway_id: str, worker_ids: Iterable[str]) -> None:
+        """A gateway has no link to these workers."""
+        self._apply(Suspected(gateway_id, frozenset(worker_ids), self._clock.monotonic()))
+
     def broke(self, connection: Connection) -> None:
         """The stream ended."""
         self._connections.pop(connection.number, None)
@@ -110,6 +116,7 @@ class Registry:
         """Send an order, filling in its id and epoch."""
         member = self.cluster.members[order.worker_id]
         message.order_id = next(self._order_ids)
+        self.orders_sent += 1
         message.epoch.CopyFrom(epoch.to_proto())
         self._apply(Ordered(message.order_id, order))
         self._connections[member.connection].send(membership_pb2.ControlMessage(order=message))

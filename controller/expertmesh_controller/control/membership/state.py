@@ -22,11 +22,19 @@ class Limits:
     order_timeout_s: float
     retry_first_s: float
     retry_most_s: float
+    suspicion_s: float = 3.0
+    confirm_s: float = 0.8
+    crash_window_s: float = 60.0
+    crash_first_s: float = 2.0
+    crash_most_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A live worker: it said hello on `connection` and its lease runs."""
+    """A live worker: it said hello on `connection` and its lease runs.
+
+    `aside_until`: it crashed again and again, and placement leaves it out until then.
+    """
 
     hello: Hello
     connection: int
@@ -35,6 +43,7 @@ class Member:
     resident: Mapping[ExpertKey, Resident]
     leaving_since: float | None = None
     rows: int = 0
+    aside_until: float = 0.0
 
     @property
     def resident_bytes(self) -> int:
@@ -63,6 +72,30 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class Life:
+    """The last start of a worker that was seen.
+
+    `crashes` are the times when its predecessors were replaced that did not leave in order; `left`: it did.
+    """
+
+    generation: str
+    crashes: tuple[float, ...] = ()
+    left: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Suspicion:
+    """A gateway named a worker that it has no link to, first and last at these times without a long pause between.
+
+    One failed call names a worker once; only a link that stays down names it again and again. That is `confirmed`.
+    """
+
+    first_at: float
+    last_at: float
+    confirmed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Cluster:
     """Everything membership knows. `retired` lists generations that were superseded and must not come back."""
 
@@ -71,10 +104,37 @@ class Cluster:
     retired: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     orders: Mapping[int, SentOrder] = field(default_factory=dict)
     failures: Mapping[WorkerExpert, Failure] = field(default_factory=dict)
+    suspicions: Mapping[tuple[str, str], Suspicion] = field(default_factory=dict)
+    """(worker id, gateway id) -> what the gateway says about its link to the worker, while it goes on saying so."""
+    lives: Mapping[str, Life] = field(default_factory=dict)
+    """The last start of every worker that ever joined."""
 
     def member_of(self, connection: int) -> Member | None:
         """The member that speaks on a connection; None when it was replaced, lost or never joined."""
         return next((m for m in self.members.values() if m.connection == connection), None)
+
+    @property
+    def suspects(self) -> frozenset[str]:
+        """Workers that some gateway lately had no link to."""
+        return frozenset(worker_id for worker_id, _ in self.suspicions)
+
+    @property
+    def unreachable(self) -> frozenset[str]:
+        """Workers that some gateway cannot reach: they beat, and what they hold serves nobody there."""
+        return frozenset(worker_id for (worker_id, _), s in self.suspicions.items() if s.confirmed)
+
+    def unstable(self, now: float) -> frozenset[str]:
+        """Workers that crashed again and again and are waited with."""
+        return frozenset(worker_id for worker_id, m in self.members.items() if now < m.aside_until)
+
+    def aside(self, now: float) -> frozenset[str]:
+        """Workers that placement leaves out for now: they keep what they hold and get no orders.
+
+        An unstable worker is better than none.
+        """
+        unreachable, unstable = self.unreachable, self.unstable(now)
+        steady = self.members.keys() - unreachable - unstable
+        return unreachable | unstable if steady else unreachable
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,4 +188,13 @@ class Ticked:
     at: float
 
 
-Event = Joined | Heard | LeaveAsked | Broke | Ordered | Answered | Ticked
+@dataclass(frozen=True, slots=True)
+class Suspected:
+    """A gateway's report: the workers that it has no link to now."""
+
+    gateway_id: str
+    worker_ids: frozenset[str]
+    at: float
+
+
+Event = Joined | Heard | LeaveAsked | Broke | Ordered | Answered | Ticked | Suspected

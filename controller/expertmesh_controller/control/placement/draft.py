@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from expertmesh_controller.cluster.routes import LEAST_FREQUENCY
-from expertmesh_controller.control.catalogue import ExpertKey
+from expertmesh_controller.control.catalogue import ExpertKey, ModelLimits
 from expertmesh_controller.control.placement.types import ExpertNeed, WorkerRoom
 
 LayerOf = tuple[str, int]
@@ -15,8 +15,17 @@ LayerOf = tuple[str, int]
 class Draft:
     """Assignments with their free bytes and the expected work per layer. Local to one call of `plan`."""
 
-    def __init__(self, needs: Mapping[ExpertKey, ExpertNeed], rooms: Sequence[WorkerRoom]) -> None:
+    def __init__(
+        self,
+        needs: Mapping[ExpertKey, ExpertNeed],
+        rooms: Sequence[WorkerRoom],
+        limits: Mapping[str, ModelLimits] | None = None,
+    ) -> None:
         self.needs = needs
+        self.limits = limits or {}
+        budgets = sum(r.budget_bytes for r in rooms)
+        self._share_bytes = {m: int(budgets * x.budget_share) for m, x in self.limits.items() if x.budget_share < 1}
+        self._model_bytes: dict[str, int] = defaultdict(int)
         self.rooms = {r.worker_id: r for r in rooms}
         self.held: dict[str, set[ExpertKey]] = {r.worker_id: set() for r in rooms}
         self.free = {r.worker_id: r.budget_bytes for r in rooms}
@@ -27,17 +36,44 @@ class Draft:
         self._work: dict[str, float] = defaultdict(float)
 
     def fits(self, worker_id: str, key: ExpertKey) -> bool:
-        """Whether the worker has room for an expert that it does not hold and did not refuse."""
-        return self.allows(worker_id, key) and self.needs[key].resident_bytes <= self.free[worker_id]
+        """Whether worker and model have room for an expert that the worker does not hold and did not refuse."""
+        fitting = self.needs[key].resident_bytes <= self.free[worker_id]
+        return fitting and self.allows(worker_id, key) and self.in_share(key)
 
     def allows(self, worker_id: str, key: ExpertKey) -> bool:
         return key not in self.held[worker_id] and key not in self.rooms[worker_id].refused
+
+    def in_share(self, key: ExpertKey, instead_of: ExpertKey | None = None) -> bool:
+        """Whether one more copy is within its model's share of all budgets, perhaps in place of another one."""
+        if key.model not in self._share_bytes:
+            return True
+        freed = self.needs[instead_of].resident_bytes if instead_of and instead_of.model == key.model else 0
+        return self._model_bytes[key.model] + self.needs[key].resident_bytes - freed <= self._share_bytes[key.model]
+
+    def is_in_share(self, model: str) -> bool:
+        """Whether the model has no more than its share of all budgets."""
+        return model not in self._share_bytes or self._model_bytes[model] <= self._share_bytes[model]
+
+    def may_copy(self, key: ExpertKey) -> bool:
+        """Whether the model allows one more copy of an expert."""
+        most = self.limits[key.model].max_copies if key.model in self.limits else 0
+        return not most or len(self.holders[key]) < most
+
+    def replicas(self, model: str) -> list[tuple[str, ExpertKey]]:
+        """Copies of the model's experts that have another one, least frequent first."""
+        return [
+            (worker_id, key)
+            for key in sorted(self.holders, key=lambda k: (self.needs[k].frequency, k))
+            if key.model == model and len(self.holders[key]) > 1
+            for worker_id in sorted(self.holders[key])
+        ]
 
     def add(self, worker_id: str, key: ExpertKey) -> None:
         self._count(key, -1.0)
         self.held[worker_id].add(key)
         self.holders[key].add(worker_id)
         self.free[worker_id] -= self.needs[key].resident_bytes
+        self._model_bytes[key.model] += self.needs[key].resident_bytes
         self._count(key, 1.0)
 
     def drop(self, worker_id: str, key: ExpertKey) -> None:
@@ -45,6 +81,7 @@ class Draft:
         self.held[worker_id].discard(key)
         self.holders[key].discard(worker_id)
         self.free[worker_id] += self.needs[key].resident_bytes
+        self._model_bytes[key.model] -= self.needs[key].resident_bytes
         self._count(key, 1.0)
 
     def finish(self, worker_id: str, key: ExpertKey) -> tuple[float, float, str]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from expertmesh_controller.control.catalogue import ExpertKey
+from expertmesh_controller.control.catalogue import ExpertKey, ModelLimits
 from expertmesh_controller.control.placement.draft import Draft
+from expertmesh_controller.control.placement.limiting import free_share, keep_limits
 from expertmesh_controller.control.placement.replicas import fill_spare_room
 from expertmesh_controller.control.placement.scoring import layers_time, reachable
 from expertmesh_controller.control.placement.types import ExpertNeed, Plan, WorkerRoom
@@ -18,19 +19,25 @@ from expertmesh_controller.control.placement.types import ExpertNeed, Plan, Work
 Order = Callable[[ExpertNeed], tuple[object, ...]]
 
 
-def plan(experts: Iterable[ExpertNeed], workers: Iterable[WorkerRoom], rebalance_ratio: float = 1.25) -> Plan:
-    """Where every expert should be. The order of the input does not matter.
+def plan(
+    experts: Iterable[ExpertNeed],
+    workers: Iterable[WorkerRoom],
+    rebalance_ratio: float = 1.25,
+    limits: Mapping[str, ModelLimits] | None = None,
+) -> Plan:
+    """Where every expert should be. The order of the input does not matter; `limits` are by model.
 
-    What does not fit is in `Plan.missing`; the rest is placed all the same. A plan made from scratch replaces one
-    that keeps what is loaded only if it places more, or if layers would take `rebalance_ratio` times less, and if it
-    can be reached without unrouting an expert on the way.
+    What does not fit, or not into its model's share of all budgets, is in `Plan.missing`; the rest is placed all the
+    same. A plan made from scratch replaces one that keeps what is loaded only if it places more, or if layers would
+    take `rebalance_ratio` times less, and if it can be reached without unrouting an expert on the way.
     """
     needs = {n.key: n for n in sorted(experts, key=lambda n: n.key)}
     rooms = sorted(workers, key=lambda r: r.worker_id)
-    kept = _complete(needs, rooms, keep=True)
+    limits = limits or {}
+    kept = _complete(needs, rooms, limits, keep=True)
     if not any(r.resident for r in rooms):
         return _answer(kept, "fresh")
-    fresh = _complete(needs, rooms, keep=False)
+    fresh = _complete(needs, rooms, limits, keep=False)
     if _is_better(fresh, kept, rebalance_ratio) and reachable(rooms, fresh.held, needs):
         return _answer(fresh, "rebalanced")
     return _answer(kept, "kept")
@@ -52,7 +59,13 @@ def _is_better(fresh: Draft, kept: Draft, ratio: float) -> bool:
     return layers_time(kept) > ratio * layers_time(fresh)
 
 
-def _complete(needs: Mapping[ExpertKey, ExpertNeed], rooms: Sequence[WorkerRoom], keep: bool) -> Draft:
+def _complete(
+    needs: Mapping[ExpertKey, ExpertNeed],
+    rooms: Sequence[WorkerRoom],
+    limits: Mapping[str, ModelLimits],
+    *,
+    keep: bool,
+) -> Draft:
     """Cover, then replicate. Balanced order first; largest first where that leaves something over."""
     orders: tuple[Order, ...] = (
         lambda n: (n.key.model, n.key.layer, -n.frequency, n.key),
@@ -60,9 +73,10 @@ def _complete(needs: Mapping[ExpertKey, ExpertNeed], rooms: Sequence[WorkerRoom]
     )
     drafts = []
     for order in orders:
-        draft = Draft(needs, rooms)
+        draft = Draft(needs, rooms, limits)
         if keep:
             _keep_resident(draft)
+            keep_limits(draft)
         _cover(draft, sorted(needs.values(), key=order))
         drafts.append(draft)
         if not draft.missing():
@@ -88,7 +102,7 @@ def _keep_resident(draft: Draft) -> None:
 def _cover(draft: Draft, needs: Sequence[ExpertNeed]) -> None:
     """Give every expert without a copy one: where its layer is done first, making room if nobody has any."""
     for need in needs:
-        if draft.holders[need.key]:
+        if draft.holders[need.key] or not free_share(draft, need.key):
             continue
         candidates = [w for w in draft.rooms if draft.fits(w, need.key)]
         if candidates:

@@ -30,7 +30,7 @@ class WorkerRoom:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Which experts each worker should hold; `missing` found no room anywhere, `missing_bytes` of them."""
+    """Which experts each worker should hold; `missing` found no room anywhere (or none in their model's share)."""
 
     assignments: Mapping[str, frozenset[ExpertKey]]
     missing: tuple[ExpertKey, ...] = ()

@@ -60,15 +60,17 @@ def _lost(observed: Observed) -> set[WorkerExpert]:
 
 
 def _retiring(desired: Desired, observed: Observed, routed: AbstractSet[WorkerExpert]) -> set[WorkerExpert]:
-    """What should not be where it is, as long as another place serves it or nobody should."""
-    copies = Counter(key for _, key in routed)
+    """What should not be where it is, as long as another place surely serves it or nobody should."""
+    doubted = {worker_id for worker_id, holding in observed.holdings.items() if holding.doubted}
+    copies = Counter(key for worker_id, key in routed if worker_id not in doubted)
     wanted = frozenset[ExpertKey]().union(*desired.values())
     retiring = set()
     for worker_id, key in sorted(routed):
         if key in desired.get(worker_id, frozenset()):
             continue
-        if copies[key] > 1 or (key not in wanted and key not in observed.needed_bytes):
-            copies[key] -= 1
+        own = worker_id not in doubted
+        if copies[key] > own or (key not in wanted and key not in observed.needed_bytes):
+            copies[key] -= own
             retiring.add((worker_id, key))
     return retiring
 
@@ -80,7 +82,7 @@ def _unloads(desired: Desired, observed: Observed, in_flight: InFlight, used: Ab
         for worker_id, holding in sorted(observed.holdings.items())
         for key in sorted(holding.foreign | (holding.resident - desired.get(worker_id, frozenset())))
         if (worker_id, key) not in used
-        and not holding.leaving
+        and not (holding.leaving or holding.aside)
         and _drained(observed, (worker_id, key))
         and _due(observed, (worker_id, key))
         and ("unload", worker_id, key) not in in_flight
@@ -96,7 +98,9 @@ def _drained(observed: Observed, place: WorkerExpert) -> bool:
 
 def _loads(desired: Desired, observed: Observed, in_flight: InFlight, routed: AbstractSet[WorkerExpert]) -> list[Step]:
     """What should be loaded and fits now, the least covered experts first."""
-    copies = Counter(key for _, key in routed) + Counter(key for kind, _, key in in_flight if kind == "load")
+    aside = {worker_id for worker_id, holding in observed.holdings.items() if holding.aside}
+    places = [*routed, *((worker_id, key) for kind, worker_id, key in in_flight if kind == "load")]
+    copies = Counter(key for worker_id, key in places if worker_id not in aside)
     free = {w: h.free_bytes - _promised(observed, in_flight, w) for w, h in observed.holdings.items()}
     busy = Counter(worker_id for kind, worker_id, _ in in_flight if kind == "load")
     wanted = [place for place in _unloaded(desired, observed) if _may_load(observed, in_flight, place)]

@@ -17,12 +17,18 @@ InFlight = frozenset[tuple[OrderKind, str, ExpertKey]]
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """What a live worker holds. `foreign` are loaded experts that no served model has (any more)."""
+    """What a live worker holds. `foreign` are loaded experts that no served model has (any more).
+
+    `doubted`: it is not sure that gateways reach it, so its copies stand in for nobody else's. `aside`: placement
+    leaves it out for now; it keeps what it holds and gets no orders.
+    """
 
     resident: frozenset[ExpertKey]
     free_bytes: int
     foreign: frozenset[ExpertKey] = frozenset()
     leaving: bool = False
+    doubted: bool = False
+    aside: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,36 +1,121 @@
-"""Whether a request may join: bounded in number here, bounded in length by the context."""
+"""Whether a request may join: bounded in number, by client and by deadline here, in length by the context."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
 
 from expertmesh_common.errors import Exhausted, InvalidInput
+from expertmesh_controller.gateway.batching.fairness import requests_ahead, within_share
+from expertmesh_controller.gateway.batching.pace import Pace
 
-__all__ = ["AdmissionLimits", "admit", "granted_tokens"]
+__all__ = ["AdmissionLimits", "Crowd", "Newcomer", "Refusal", "RefusalReason", "granted_tokens", "refusal"]
 
 _SHORTEST_RETRY_MS = 100
 
 
+class RefusalReason(Enum):
+    """Why a request may not join, as counted."""
+
+    QUEUE = "queue"
+    SHARE = "share"
+    DEADLINE = "deadline"
+    UNREAD = "unread"
+
+
 @dataclass(frozen=True, slots=True)
 class AdmissionLimits:
-    """`slots` requests run and `queue` more may wait."""
+    """`slots` requests run, `queue` more may wait, `unread` answers may be complete and still to be read."""
 
     slots: int
     queue: int
+    unread: int
 
 
-def admit(outstanding: int, limits: AdmissionLimits, mean_request_s: float) -> None:
-    """Let one more in.
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """Who is here: requests in all, those of them that have begun, and by client those that have not.
 
-    Raises:
-        Exhausted: `outstanding` requests already fill the slots and the queue; it says when a place may be free.
-
+    `unread` are answers, by client, that are complete and that somebody still reads.
     """
-    if outstanding < limits.slots + limits.queue:
-        return
-    retry_after_ms = max(_SHORTEST_RETRY_MS, round(1000 * mean_request_s / limits.slots))
-    full = f"{limits.slots} requests are running and {limits.queue} waiting"
-    raise Exhausted(f"{full}: try again in {retry_after_ms} ms", retry_after_ms)
+
+    outstanding: int = 0
+    started: int = 0
+    unstarted: Mapping[str, int] = field(default_factory=dict)
+    unread: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Newcomer:
+    """Who asks, for how much, and how many seconds there are for it."""
+
+    client: str
+    prompt_tokens: int
+    left_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why not, and when to come back."""
+
+    reason: RefusalReason
+    message: str
+    retry_after_s: float
+
+    def error(self) -> Exhausted:
+        """What the caller is told."""
+        retry_after_ms = max(_SHORTEST_RETRY_MS, round(1000 * self.retry_after_s))
+        return Exhausted(f"{self.message}: try again in {retry_after_ms} ms", retry_after_ms)
+
+
+def refusal(newcomer: Newcomer, crowd: Crowd, limits: AdmissionLimits, pace: Pace) -> Refusal | None:
+    """Why `newcomer` may not join, or None.
+
+    It may not if the queue is full, if its client has its share of the queue or of the unread answers already, or if
+    its first token cannot come before its deadline. Whoever finds a free slot is always let in.
+    """
+    return _unread(newcomer, crowd, limits, pace) or _too_many(newcomer, crowd, limits, pace)
+
+
+def _unread(newcomer: Newcomer, crowd: Crowd, limits: AdmissionLimits, pace: Pace) -> Refusal | None:
+    everybodys, own = sum(crowd.unread.values()), crowd.unread.get(newcomer.client, 0)
+    if within_share(own, limits.unread - everybodys):
+        return None
+    message = (
+        f"{everybodys} answers are complete and not read, {own} of them those of {newcomer.client or 'this client'}"
+    )
+    return Refusal(RefusalReason.UNREAD, message, pace.assumed_service_s)
+
+
+def _too_many(newcomer: Newcomer, crowd: Crowd, limits: AdmissionLimits, pace: Pace) -> Refusal | None:
+    waiting = max(0, crowd.outstanding - limits.slots)
+    place_s = pace.assumed_service_s / limits.slots
+    if crowd.outstanding < limits.slots:
+        return None
+    if waiting >= limits.queue:
+        return Refusal(RefusalReason.QUEUE, f"{limits.slots} requests are running and {waiting} waiting", place_s)
+    own = max(0, crowd.unstarted.get(newcomer.client, 0) - (limits.slots - crowd.started))
+    if not within_share(own, limits.queue - waiting):
+        message = (
+            f"{own} requests of {newcomer.client or 'this client'} are waiting, its share of {limits.queue} places"
+        )
+        return Refusal(RefusalReason.SHARE, message, place_s * len(crowd.unstarted))
+    return _too_late(newcomer, requests_ahead(newcomer.client, crowd.unstarted), limits, pace)
+
+
+def _too_late(newcomer: Newcomer, ahead: int, limits: AdmissionLimits, pace: Pace) -> Refusal | None:
+    if pace.service_s is None:
+        return None
+    start_s = (ahead + 1) * pace.service_s / limits.slots
+    first_token_s = start_s + newcomer.prompt_tokens * (pace.prompt_token_s or 0.0)
+    if first_token_s <= newcomer.left_s:
+        return None
+    message = (
+        f"the first token is expected in {first_token_s:.2f} s, behind {ahead} requests, and the deadline is in "
+        f"{newcomer.left_s:.2f} s"
+    )
+    return Refusal(RefusalReason.DEADLINE, message, min(first_token_s - newcomer.left_s, start_s))
 
 
 def granted_tokens(prompt_tokens: int, max_tokens: int, context_tokens: int, field: str) -> int:

@@ -5,15 +5,33 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from expertmesh_controller.gateway.batching.roster import Sequence
+from expertmesh_controller.gateway.batching.tapping import Tap
 from expertmesh_controller.gateway.sampling.choosing import Choice, Draw
 from expertmesh_controller.gateway.sampling.options import GREEDY, SamplingOptions
 
-__all__ = ["Ended", "Event", "Facts", "Failed", "Job", "Picked", "Reason", "Request", "Ticket"]
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+__all__ = [
+    "Ended",
+    "Event",
+    "Facts",
+    "Failed",
+    "Job",
+    "Mailbox",
+    "Picked",
+    "Reason",
+    "Request",
+    "Scored",
+    "Scoring",
+    "Ticket",
+]
 
 
 class Reason(Enum):
@@ -34,6 +52,30 @@ class Request:
     resumed_ids: tuple[int, ...] = ()
     eos_ids: frozenset[int] = frozenset()
 
+    @property
+    def known_tokens(self) -> int:
+        """What is read in before the first new token."""
+        return len(self.prompt_ids) + len(self.resumed_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """A text of two or more tokens: how likely is each of `ids` from `first` on? `first` is at least 1.
+
+    The last token is never read in; with `first` behind it nothing is asked, and the rest is read in for the `tap`.
+    """
+
+    ids: tuple[int, ...]
+    first: int
+    deadline: float
+    top_logprobs: int = 0
+    tap: Tap | None = None
+
+    @property
+    def known_tokens(self) -> int:
+        """What is read in."""
+        return len(self.ids)
+
 
 @dataclass(frozen=True, slots=True)
 class Picked:
@@ -41,6 +83,13 @@ class Picked:
 
     position: int
     choice: Choice
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The next tokens of a scored text, as many as one step read in."""
+
+    choices: tuple[Choice, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +106,21 @@ class Failed:
     error: Exception
 
 
-Event = Picked | Ended | Failed
+Event = Picked | Scored | Ended | Failed
 
 
 @dataclass(slots=True)
 class Facts:
-    """Measured while a request runs: monotonic seconds, and feed-forward neurons evaluated as a sum of row shares."""
+    """Measured while a request runs: monotonic seconds, and feed-forward neurons evaluated as a sum of row shares.
+
+    `ended` is set when the last event has reached the front, or the request has left without one.
+    """
 
     admitted: float
     started: float | None = None
     first_token: float | None = None
     last_token: float | None = None
+    ended: bool = False
     active_rows: float = 0.0
     rows: int = 0
 
@@ -76,16 +129,37 @@ class Facts:
         return self.active_rows / self.rows if self.rows else 0.0
 
 
+class Mailbox(asyncio.Queue[Event]):
+    """Events on their way to a reader; counts those that were taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken = 0
+
+    def _get(self) -> Event:
+        self.taken += 1
+        return super()._get()
+
+    def throw_away(self) -> None:
+        """Forget what was not read."""
+        while not self.empty():
+            self.get_nowait()
+
+
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """What the front holds of a submitted request.
+    """What the front holds of a submitted request; fairness between clients goes by the name `client`.
 
     Events wait here however slowly they are read: there are at most `max_tokens` small ones, and the engine goes on.
+    A reader that takes nothing for long is given up (see `reading`).
     """
 
     key: int
     facts: Facts
-    events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+    events: Mailbox = field(default_factory=Mailbox)
+    client: str = ""
+    trace: Span | None = None
+    """The span of a request that is traced."""
 
 
 class Job:
@@ -104,6 +178,10 @@ class Job:
         return self._count - len(self.request.prompt_ids)
 
     @property
+    def progress(self) -> str:
+        return f"{self.position} of at most {self.request.max_tokens} tokens"
+
+    @property
     def last_id(self) -> int:
         return int(self._ids[self._count - 1])
 
@@ -111,7 +189,8 @@ class Job:
         return self._ids[start : start + count]
 
     def sequence(self) -> Sequence:
-        return Sequence(self.ticket.key, self._count, self.ticket.facts.admitted, self.request.deadline)
+        ticket = self.ticket
+        return Sequence(ticket.key, self._count, ticket.facts.admitted, self.request.deadline, client=ticket.client)
 
     def draw(self) -> Draw:
         return Draw(self.request.sampling, self.position, self._ids[: self._count])

@@ -14,7 +14,7 @@ AGEING_TOKENS_PER_S = 256.0
 
 @dataclass(frozen=True, slots=True)
 class ChunkPlan:
-    """`count` tokens of the sequence `key`, whose first `start` are cached."""
+    """`count` tokens of the sequence `key`, whose first `start` are cached. After a prompt's end comes an answer."""
 
     key: int
     slot: int
@@ -70,7 +70,7 @@ def _urgency(sequence: Sequence, now: float) -> tuple[float, int]:
 
 def _chunk(sequence: Sequence, chunk_tokens: int) -> ChunkPlan:
     count = min(chunk_tokens, sequence.remaining_tokens)
-    ends = count == sequence.remaining_tokens
+    ends = count == sequence.remaining_tokens and not sequence.scored
     return ChunkPlan(sequence.key, sequence.slot, sequence.cached, count, ends)
 
 

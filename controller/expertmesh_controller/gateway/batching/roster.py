@@ -6,14 +6,20 @@ Prompts are read in behind them and join them when they are whole. Slot `slots` 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-__all__ = ["Move", "Roster", "Sequence", "admitted", "promoted", "removed"]
+from expertmesh_controller.gateway.batching.fairness import level, next_in_turn, served_tokens
+
+__all__ = ["Crowding", "Move", "Roster", "Sequence", "admitted", "joined", "promoted", "removed"]
 
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
-    """`tokens` are known (prompt, then answer), `cached` of them are in the cache. Times are monotonic seconds."""
+    """`tokens` are known (prompt, then answer), `cached` of them are in the cache. Times are monotonic seconds.
+
+    A `scored` sequence is read in only: each of its rows tells how likely the next token is, and none is generated.
+    """
 
     key: int
     tokens: int
@@ -21,10 +27,17 @@ class Sequence:
     deadline: float
     cached: int = 0
     slot: int = -1
+    client: str = ""
+    scored: bool = False
 
     @property
     def remaining_tokens(self) -> int:
         return self.tokens - self.cached
+
+    @property
+    def charged_tokens(self) -> int:
+        """What its client was served with it: a prompt counts from the moment that it has a slot."""
+        return self.tokens if self.slot >= 0 else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +51,13 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Roster:
-    """`decoding[i]` has slot i."""
+    """`decoding[i]` has slot i. `settled` are tokens served to the clients here by sequences that have left."""
 
     slots: int
     waiting: tuple[Sequence, ...] = ()
     prefilling: tuple[Sequence, ...] = ()
-    decoding: tuple[Sequence, ...] = field(default=())
+    decoding: tuple[Sequence, ...] = ()
+    settled: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def everyone(self) -> tuple[Sequence, ...]:
@@ -55,15 +69,46 @@ class Roster:
         return bool(self.decoding or self.prefilling or self.waiting)
 
 
+def joined(roster: Roster, sequence: Sequence) -> Roster:
+    """One more waits. A client that had nothing here starts level with the least served."""
+    settled = roster.settled
+    if all(s.client != sequence.client for s in roster.everyone):
+        settled = {**settled, sequence.client: level(served_tokens(roster.everyone, settled))}
+    return replace(roster, waiting=(*roster.waiting, sequence), settled=settled)
+
+
+@dataclass(frozen=True, slots=True)
+class Crowding:
+    """A roster in numbers: `running` of `slots` are taken, `waiting` have none."""
+
+    slots: int
+    running: int
+    waiting: int
+
+    @staticmethod
+    def of(roster: Roster) -> Crowding:
+        return Crowding(roster.slots, len(roster.prefilling) + len(roster.decoding), len(roster.waiting))
+
+
 def admitted(roster: Roster) -> Roster:
-    """First come, first served: waiting sequences take the first free slots, where most can stay later."""
+    """Clients take turns: whoever was served least takes the first free slot, where most can stay later.
+
+    A client's own sequences come in the order of their arrival.
+    """
+    if not roster.waiting:
+        return roster
     taken = {s.slot for s in roster.prefilling}
     free = [slot for slot in range(len(roster.decoding), roster.slots) if slot not in taken]
-    if not free or not roster.waiting:
+    if not free:
         return roster
-    count = min(len(free), len(roster.waiting))
-    entering = tuple(replace(s, slot=slot) for s, slot in zip(roster.waiting, free, strict=False))
-    return replace(roster, waiting=roster.waiting[count:], prefilling=roster.prefilling + entering)
+    served = served_tokens(roster.everyone, roster.settled)
+    waiting, entering = list(roster.waiting), list[Sequence]()
+    for slot in free[: len(waiting)]:
+        chosen = next_in_turn(waiting, served)
+        waiting.remove(chosen)
+        served[chosen.client] += chosen.tokens
+        entering.append(replace(chosen, slot=slot))
+    return replace(roster, waiting=tuple(waiting), prefilling=(*roster.prefilling, *entering))
 
 
 def promoted(roster: Roster, key: int) -> tuple[Roster, tuple[Move, ...]]:
@@ -85,6 +130,7 @@ def promoted(roster: Roster, key: int) -> tuple[Roster, tuple[Move, ...]]:
 
 def removed(roster: Roster, key: int) -> tuple[Roster, tuple[Move, ...]]:
     """A sequence leaves, wherever it is; the last decoding one takes the place of one that decoded."""
+    roster = replace(roster, settled=_settled(roster, key))
     place = next((i for i, s in enumerate(roster.decoding) if s.key == key), None)
     if place is None:
         waiting, prefilling = (tuple(s for s in group if s.key != key) for group in (roster.waiting, roster.prefilling))
@@ -95,3 +141,14 @@ def removed(roster: Roster, key: int) -> tuple[Roster, tuple[Move, ...]]:
         moves = (Move(last.slot, place, last.cached),)
         decoding[place] = replace(last, slot=place)
     return replace(roster, decoding=tuple(decoding)), moves
+
+
+def _settled(roster: Roster, key: int) -> Mapping[str, int]:
+    """The account after sequence `key` has left: its client keeps the charge while it has others here."""
+    leaving = next((s for s in roster.everyone if s.key == key), None)
+    if leaving is None:
+        return roster.settled
+    rest = {client: tokens for client, tokens in roster.settled.items() if client != leaving.client}
+    if any(s.client == leaving.client and s.key != key for s in roster.everyone):
+        rest[leaving.client] = roster.settled.get(leaving.client, 0) + leaving.charged_tokens
+    return rest

@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from expertmesh_common.clock import Clock
 from expertmesh_common.errors import CorruptData, DeadlinePassed, MeshError, Unavailable
 from expertmesh_controller.gateway.batching.forward import Forward
-from expertmesh_controller.gateway.batching.jobs import Ended, Event, Failed, Job, Ticket
-from expertmesh_controller.gateway.batching.planning import StepPlan, advanced, planned
-from expertmesh_controller.gateway.batching.roster import Move, Roster, admitted, promoted, removed
+from expertmesh_controller.gateway.batching.jobs import Ended, Event, Failed, Job, Reason, Ticket
+from expertmesh_controller.gateway.batching.pace import Pacing
+from expertmesh_controller.gateway.batching.planning import ChunkPlan, StepPlan, advanced, planned
+from expertmesh_controller.gateway.batching.roster import Move, Roster, admitted, joined, promoted, removed
+from expertmesh_controller.gateway.batching.scoring import ScoringJob, scored
 from expertmesh_controller.gateway.batching.tally import Tally
+from expertmesh_controller.gateway.batching.tapping import ChunkTap
 from expertmesh_controller.gateway.sampling.choosing import choose, unusable
 from expertmesh_controller.gateway.trunk.executor import Chunk, Floats, TrunkExecutor, Work
 
-__all__ = ["Stepper"]
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+__all__ = ["StepSpans", "Stepper"]
 
 log = logging.getLogger(__name__)
+
+
+class StepSpans(Protocol):
+    """Records what steps do, where requests are traced."""
+
+    def step(self, traces: Sequence[Span | None], rows: int) -> AbstractContextManager[None]:
+        """Around one step of `rows` rows for requests with these spans (None: not traced)."""
+        ...
 
 
 class Stepper:
@@ -32,16 +48,19 @@ class Stepper:
         clock: Clock,
         tally: Tally,
         post: Callable[[Ticket, Event | None], None],
+        *,
+        pacing: Pacing | None = None,
+        spans: StepSpans | None = None,
     ) -> None:
         self._trunk, self._forward, self._clock, self._tally, self._post = trunk, forward, clock, tally, post
-        self._jobs: dict[int, Job] = {}
+        self._pacing, self._spans = pacing or Pacing(), spans
+        self._jobs: dict[int, Job | ScoringJob] = {}
         self.roster = Roster(trunk.limits.slots)
 
-    def join(self, job: Job) -> None:
+    def join(self, job: Job | ScoringJob) -> None:
         """Queue a job."""
         self._jobs[job.ticket.key] = job
-        waiting = (*self.roster.waiting, job.sequence())
-        self.roster = Roster(self.roster.slots, waiting, self.roster.prefilling, self.roster.decoding)
+        self.roster = joined(self.roster, job.sequence())
 
     def cancel(self, key: int) -> None:
         """Drop a job, if it is still here."""
@@ -59,12 +78,17 @@ class Stepper:
         """Run one step of whatever is due. False: nothing to do, or the experts are not there right now."""
         self._expire(None)
         self.roster = admitted(self.roster)
-        plan = planned(self.roster, self._clock.monotonic(), self._trunk.limits.chunk_tokens)
+        began = self._clock.monotonic()
+        plan = planned(self.roster, began, self._trunk.limits.chunk_tokens)
         if plan is None:
             return False
         self._mark_started(plan)
+        self._forward.tap = self._tap(plan)
         try:
-            self._absorb(plan, self._forward.run(self._work(plan), plan.deadline))
+            self._absorb(plan, self._run(plan, self._work(plan)))
+            self._score(plan.chunk)
+            if plan.chunk is not None:
+                self._pacing.chunk_took(self._clock.monotonic() - began, plan.chunk.count)
         except (Unavailable, DeadlinePassed) as error:
             self._expire(error)  # the others try the same step again
             return False
@@ -74,9 +98,21 @@ class Stepper:
             self._leave_all(plan.keys, error)
         return True
 
+    def _run(self, plan: StepPlan, work: Work) -> Floats:
+        if self._spans is None:
+            return self._forward.run(work, plan.deadline)
+        with self._spans.step([self._jobs[key].ticket.trace for key in plan.keys], work.rows):
+            return self._forward.run(work, plan.deadline)
+
+    def _tap(self, plan: StepPlan) -> ChunkTap | None:
+        job = None if plan.chunk is None else self._jobs[plan.chunk.key]
+        if plan.chunk is None or not isinstance(job, ScoringJob) or job.request.tap is None:
+            return None
+        return ChunkTap(job.request.tap, plan.chunk.start, len(plan.decode_keys))
+
     def _work(self, plan: StepPlan) -> Work:
         decoding = self.roster.decoding
-        ids = np.fromiter((self._jobs[s.key].last_id for s in decoding), np.int64, len(decoding))
+        ids = np.fromiter((self._answer(s.key).last_id for s in decoding), np.int64, len(decoding))
         cached = np.fromiter((s.cached for s in decoding), np.int32, len(decoding))
         chunk = plan.chunk
         if chunk is None:
@@ -86,7 +122,7 @@ class Stepper:
 
     def _absorb(self, plan: StepPlan, logits: Floats) -> None:
         self._count_active(plan)
-        jobs = [self._jobs[key] for key in plan.sampled_keys]
+        jobs = [self._answer(key) for key in plan.sampled_keys]
         broken = unusable(logits) if jobs else np.empty(0, np.bool_)
         sound = np.flatnonzero(~broken)
         choices = iter(
@@ -102,12 +138,31 @@ class Stepper:
             else:
                 self._hand_out(job, job.take(next(choices)), now)
 
+    def _score(self, chunk: ChunkPlan | None) -> None:
+        """Comes after `_absorb`, because it takes the head's buffers."""
+        job = None if chunk is None else self._jobs.get(chunk.key)
+        if chunk is None or not isinstance(job, ScoringJob):
+            return
+        try:
+            self._post(job.ticket, scored(self._trunk, job, chunk))
+        except CorruptData as error:  # the answers that shared the step are sound
+            self._leave(chunk.key, Failed(error))
+            return
+        if not any(s.remaining_tokens for s in self.roster.prefilling if s.key == chunk.key):
+            self._leave(chunk.key, Ended(Reason.LENGTH))
+
+    def _answer(self, key: int) -> Job:
+        job = self._jobs[key]
+        assert isinstance(job, Job), "a scored text is never sampled from"
+        return job
+
     def _hand_out(self, job: Job, events: Iterable[Event], now: float) -> None:
         facts = job.ticket.facts
         if facts.last_token is not None:
             self._tally.token_took(1000 * (now - facts.last_token))
         if facts.first_token is None:
             facts.first_token = now
+            self._tally.first_token_took(1000 * (now - facts.admitted))
         facts.last_token = now
         for event in events:
             if isinstance(event, Ended):
@@ -155,10 +210,10 @@ class Stepper:
         self.roster = roster
 
 
-def _too_late(job: Job, cause: Unavailable | DeadlinePassed | None) -> MeshError:
+def _too_late(job: Job | ScoringJob, cause: Unavailable | DeadlinePassed | None) -> MeshError:
     if isinstance(cause, Unavailable):
         return Unavailable(f"the experts this answer needs were not available before its deadline: {cause}")
-    return DeadlinePassed(f"the deadline passed after {job.position} of at most {job.request.max_tokens} tokens")
+    return DeadlinePassed(f"the deadline passed after {job.progress}")
 
 
 def _not_a_number(job: Job) -> CorruptData:

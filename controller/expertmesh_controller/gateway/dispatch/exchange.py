@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expertmesh_common.channel.frame import Reply, Request, Status, WeightOn
+from expertmesh_common.channel.tracing import trace_tensor
 from expertmesh_controller.gateway.dispatch.links.base import Link, LinkDown, LinkTimeout
 from expertmesh_controller.gateway.dispatch.plan import Message
 
@@ -21,7 +22,7 @@ Floats = NDArray[np.float32]
 class HopTimeout:
     """How long one worker may take for one message before another replica is asked."""
 
-    base_s: float = 2.0  # a stopped process is noticed within this
+    base_s: float = 1.5  # a stopped process or a cut link is noticed, and a replica has answered, within 2 s
     per_pair_s: float = 0.01  # a slow board's expert call on one row, generously
 
     def expiry(self, pairs: int, deadline: float) -> float:
@@ -30,12 +31,16 @@ class HopTimeout:
 
 
 class Task(NamedTuple):
-    """What is asked for: rows float32 [T, hidden] of one layer of the model with this key."""
+    """What is asked for: rows float32 [T, hidden] of one layer of the model with this key.
+
+    `trace` is the W3C traceparent to hand on, "" for none.
+    """
 
     model: int
     layer: int
     weight_on: WeightOn
     rows: Floats
+    trace: str = ""
 
 
 class Call(NamedTuple):
@@ -48,8 +53,9 @@ class Call(NamedTuple):
     def request(self, message: Message, deadline_ms: int) -> Request:
         task = self.task
         rows = task.rows if message.sent_rows is None else task.rows[message.sent_rows]
+        tensors = {"rows": rows, **trace_tensor(task.trace, len(rows))} if task.trace else {"rows": rows}
         return Request(
-            self.seq, self.epoch, task.model, task.layer, deadline_ms, {"rows": rows},
+            self.seq, self.epoch, task.model, task.layer, deadline_ms, tensors,
             message.row, message.expert, message.weight, task.weight_on,
         )  # fmt: skip
 

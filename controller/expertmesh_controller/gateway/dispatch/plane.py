@@ -21,6 +21,7 @@ from expertmesh_controller.gateway.dispatch.links.pool import LinkPool
 from expertmesh_controller.gateway.dispatch.plan import Plan, merge
 from expertmesh_controller.gateway.dispatch.recurring import exchange_row
 from expertmesh_controller.gateway.dispatch.roster import Roster
+from expertmesh_controller.gateway.dispatch.soundness import broken_rows, without
 from expertmesh_controller.gateway.gating.gate import Gate
 from expertmesh_controller.gateway.gating.routing import Routing
 
@@ -44,6 +45,8 @@ class ExpertPlane:
         self._roster = Roster(model, [gate.experts for gate in gates], frequencies, pool)
         self.counters = Counters([[e.width for e in layer.experts] for layer in layers])
         self._seq = 0
+        self.trace = ""
+        """The W3C traceparent of the run that comes next, "" for none; the engine's thread sets it."""
 
     def update(self, table: RouteTable) -> None:
         """Take over a route table unless it is older than the one in use. Links open in the background."""
@@ -54,7 +57,7 @@ class ExpertPlane:
 
         `deadline` is in monotonic seconds. Pairs whose worker fails (only they) go to another replica; while no replica
         is live the call waits for a newer table or a link, for at most `patience_s`. Live, but slow replicas have until
-        the deadline.
+        the deadline. Rows that are not finite come back as NaN and do not touch the others.
 
         Raises:
             Unavailable: an expert had no live replica until the deadline, or for `patience_s`.
@@ -62,12 +65,20 @@ class ExpertPlane:
             InvalidInput: the rows do not fit the layer.
 
         """
+        broken = broken_rows(rows)
+        if broken is None:
+            return self._run(layer, rows, deadline, patience_s)
+        out = self._run(layer, without(rows, broken), deadline, patience_s)
+        out[broken] = np.nan
+        return out
+
+    def _run(self, layer: int, rows: Floats, deadline: float, patience_s: float) -> Floats:
         gate = self._gates[layer]
         routing = gate.route(rows)
         self.counters.note(layer, routing)
         if not routing.pairs:
             return np.zeros_like(rows)
-        return self._serve(Task(self._key, layer, gate.weight_on, rows), routing, deadline, patience_s)
+        return self._serve(Task(self._key, layer, gate.weight_on, rows, self.trace), routing, deadline, patience_s)
 
     @property
     def last_active(self) -> NDArray[np.int32]:
@@ -90,7 +101,7 @@ class ExpertPlane:
     def _serve(self, task: Task, pending: Routing, deadline: float, patience_s: float) -> Floats:
         out: Floats | None = None
         last_failure: Failure | None = None
-        wait_until = min(deadline, time.monotonic() + patience_s)
+        wait_until = math.inf  # patience begins with the first wait: a slow answer does not use it up
         while True:
             assignment = self._roster.current()
             plan = assignment.plan(task.layer, pending)
@@ -102,13 +113,12 @@ class ExpertPlane:
                 last_failure = failures[0] if failures else last_failure
                 pending = _rest(failures, plan.unserved, pending.tokens)
                 self.counters.retried_pairs += pending.pairs
-            if not plan.messages and not self._roster.wait(wait_until):
-                raise _unavailable(task.layer, pending, assignment, last_failure)
-            now = time.monotonic()
-            if now >= deadline:
+            if not plan.messages:
+                wait_until = min(wait_until, deadline, time.monotonic() + patience_s)
+                if time.monotonic() >= wait_until or not self._roster.wait(wait_until):
+                    raise _unavailable(task.layer, pending, assignment, last_failure)
+            if time.monotonic() >= deadline:
                 raise _too_late(task.layer, pending, last_failure)
-            if now >= wait_until:  # nothing is under way: whoever asked may look around, and ask again
-                raise _unavailable(task.layer, pending, assignment, last_failure)
 
     def _round(
         self, task: Task, plan: Plan, assignment: Assignment, deadline: float, out: Floats | None
@@ -118,7 +128,7 @@ class ExpertPlane:
         self.counters.frames += len(plan.messages)
         links = assignment.links
         call = Call(self._seq, assignment.epoch, task)
-        prepared = assignment.round(plan, call) if plan.recurs else None
+        prepared = assignment.round(plan, call) if plan.recurs and not task.trace else None
         try:
             if prepared is None:
                 outcomes = exchange(call, plan.messages, links, self._timeout, deadline)

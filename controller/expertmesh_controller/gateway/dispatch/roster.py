@@ -46,10 +46,10 @@ class Roster:
         self._pool.bell.ring()
 
     def take_suspects(self) -> tuple[str, ...]:
-        """Workers whose links failed since the last call."""
+        """Workers whose links failed since the last call, or are down for too long."""
         with self._lock:
             suspects, self._suspects = self._suspects, set()
-        return tuple(sorted(suspects))
+        return tuple(sorted(suspects | self._pool.overdue()))
 
     def current(self) -> Assignment:
         """The assignment, made anew when a table, a link or an avoided instance has changed."""

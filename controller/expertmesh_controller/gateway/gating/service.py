@@ -10,9 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expertmesh_api.v1 import common_pb2, gating_pb2, gating_pb2_grpc
+from expertmesh_common.access.identity import caller_name
 from expertmesh_common.errors import InvalidInput, NotHere
+from expertmesh_controller.gateway.answering import Caller
 from expertmesh_controller.gateway.gating.explain import Explanation
 from expertmesh_controller.gateway.gating.gate import Gate
+from expertmesh_controller.gateway.gating.tensors import to_tensor
 
 MAX_ROWS = 4096
 Workers = Callable[[str, int], Mapping[int, Sequence[str]]]
@@ -32,12 +35,23 @@ class _Question(Protocol):
     rows: common_pb2.Tensor
 
 
-class GatingService(gating_pb2_grpc.GatingServicer):
-    """Answers for the gates of every served model, `gates[model][layer]`."""
+class ExplainsTexts(Protocol):
+    """What runs a text through a model."""
 
-    def __init__(self, gates: Mapping[str, Sequence[Gate]], workers: Workers) -> None:
+    async def explain_text(
+        self, request: gating_pb2.ExplainTextRequest, deadline_s: float | None, caller: Caller
+    ) -> gating_pb2.ExplainTextResponse: ...
+
+
+class GatingService(gating_pb2_grpc.GatingServicer):
+    """Answers for the gates of every served model, `gates[model][layer]`; gates alone cannot explain texts."""
+
+    def __init__(
+        self, gates: Mapping[str, Sequence[Gate]], workers: Workers, texts: ExplainsTexts | None = None
+    ) -> None:
         self._gates = gates
         self._workers = workers
+        self._texts = texts
 
     async def Route(self, request: gating_pb2.RouteRequest, context: Context) -> gating_pb2.RouteResponse:  # noqa: ARG002, N802
         routing = self._gate(request).route(rows_of(request.rows))
@@ -52,6 +66,13 @@ class GatingService(gating_pb2_grpc.GatingServicer):
         workers = self._workers(request.model, request.layer)
         rows = [_row(explanation, t, workers) for t in range(len(explanation.score))]
         return gating_pb2.ExplainResponse(rule=explanation.rule, rows=rows)
+
+    async def ExplainText(  # noqa: N802
+        self, request: gating_pb2.ExplainTextRequest, context: Context
+    ) -> gating_pb2.ExplainTextResponse:
+        if self._texts is None:
+            raise NotHere("no text can be explained here: this server has gates, but no model to run texts through")
+        return await self._texts.explain_text(request, context.time_remaining(), Caller(caller_name()))
 
     def _gate(self, request: _Question) -> Gate:
         gates = self._gates.get(request.model)
@@ -99,8 +120,3 @@ def rows_of(tensor: common_pb2.Tensor) -> NDArray[np.float32]:
     if not np.isfinite(rows).all():
         raise InvalidInput("rows contain NaN or infinity; every value must be finite")
     return rows
-
-
-def to_tensor(name: str, values: NDArray[Any]) -> common_pb2.Tensor:
-    """An array as a message: raw little-endian bytes, dtype and shape."""
-    return common_pb2.Tensor(name=name, dtype=values.dtype.name, shape=values.shape, data=values.tobytes())

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from expertmesh_controller.gateway.sampling.options import SamplingOptions
 
-__all__ = ["Choice", "Draw", "choose", "uniform", "unusable"]
+__all__ = ["Choice", "Draw", "choose", "described", "uniform", "unusable"]
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -49,7 +49,22 @@ def choose(logits: Floats, draws: Sequence[Draw]) -> list[Choice]:
     for row, draw in enumerate(draws):
         if not draw.options.plain_greedy:
             ids[row] = _draw(logits[row], draw)
-    return [_described(logits[row], int(ids[row]), draw.options) for row, draw in enumerate(draws)]
+    return [
+        described(logits[row], int(ids[row]), draw.options.top_logprobs)
+        if draw.options.logprobs
+        else Choice(int(ids[row]))
+        for row, draw in enumerate(draws)
+    ]
+
+
+def described(logits: Floats, token_id: int, top_logprobs: int) -> Choice:
+    """A token with its log probability and the `top_logprobs` most likely ones under `logits` float32 [vocabulary]."""
+    scores = logits.astype(np.float64)
+    top = scores.max()
+    total = top + np.log(np.exp(scores - top).sum())
+    best = _best(scores, top_logprobs) if top_logprobs else ()
+    alternatives = tuple((int(i), float(scores[i] - total)) for i in best)
+    return Choice(token_id, float(scores[token_id] - total), alternatives)
 
 
 def unusable(logits: Floats) -> NDArray[np.bool_]:
@@ -113,14 +128,3 @@ def _best(weights: NDArray[np.float64], count: int) -> Ids:
     bound = np.partition(weights, len(weights) - count)[len(weights) - count]
     among = np.flatnonzero(weights >= bound)
     return among[np.argsort(-weights[among], kind="stable")][:count]
-
-
-def _described(logits: Floats, token_id: int, options: SamplingOptions) -> Choice:
-    if not options.logprobs:
-        return Choice(token_id)
-    scores = logits.astype(np.float64)
-    top = scores.max()
-    total = top + np.log(np.exp(scores - top).sum())
-    best = _best(scores, options.top_logprobs) if options.top_logprobs else ()
-    alternatives = tuple((int(i), float(scores[i] - total)) for i in best)
-    return Choice(token_id, float(scores[token_id] - total), alternatives)

@@ -9,6 +9,7 @@ from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.errors import CorruptData, InvalidInput
 from expertmesh_controller.gateway.text.chat import ChatTemplate
 from expertmesh_controller.gateway.text.detokenising import Detokeniser
+from expertmesh_controller.gateway.text.spelling import Spelling
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -28,6 +29,7 @@ class TextCodec:
     def __init__(self, bundle: Bundle) -> None:
         about = bundle.manifest.tokenizer
         self._tokenizer = _read_tokenizer(bundle)
+        self._spelling = Spelling(self._tokenizer.to_str(), self._tokenizer.id_to_token)
         self.eos_ids = frozenset(about.eos_ids)
         self._chat: ChatTemplate | None = None
         if about.chat_template is not None:
@@ -37,6 +39,10 @@ class TextCodec:
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt."""
         return list(self._tokenizer.encode(text).ids)
+
+    def encode_more(self, text: str) -> list[int]:
+        """Token ids of a text that goes on after another: nothing marks its beginning."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a conversation, up to where the assistant goes on; each message has `role` and `content`.
@@ -56,6 +62,10 @@ class TextCodec:
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
         """The vocabulary's own spelling of each token."""
         return [self._tokenizer.id_to_token(i) or "" for i in token_ids]
+
+    def text_bytes(self, token_id: int) -> bytes:
+        """The UTF-8 bytes of a token's own text; they may be a part of a character."""
+        return self._spelling.text_bytes(token_id)
 
     def detokeniser(self) -> Detokeniser:
         return Detokeniser(self.decode)

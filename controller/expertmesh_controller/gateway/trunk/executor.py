@@ -24,6 +24,11 @@ class TrunkLimits:
     context_tokens: int
     chunk_tokens: int
 
+    @property
+    def head_rows(self) -> int:
+        """Rows that go through the head at once: a full decode batch and the end of a prompt."""
+        return self.slots + 1
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -77,6 +82,14 @@ class TrunkExecutor(ABC):
     @abstractmethod
     def finish(self, combined: Floats) -> Floats:
         """Take what the last layer's experts gave; returns logits float32 [work.logit_rows, vocabulary]."""
+
+    @abstractmethod
+    def chunk_logits(self, first: int, count: int) -> Floats:
+        """After `finish`: logits float32 [count, vocabulary] of the step's chunk rows from `first` on.
+
+        At most `limits.head_rows` rows at once, so that memory does not grow with the chunk. Overwrites what `finish`
+        and earlier calls returned.
+        """
 
     @abstractmethod
     def move(self, source: int, target: int, tokens: int) -> None:

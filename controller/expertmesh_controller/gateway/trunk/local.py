@@ -79,9 +79,18 @@ class LocalTrunk(TrunkExecutor):
         self._head_residual[:batch], self._head_combined[:batch] = residual[:batch], combined[:batch]
         if wanted > batch:
             self._head_residual[batch], self._head_combined[batch] = residual[work.rows - 1], combined[work.rows - 1]
+        if work.chunk is not None:
+            self._combined[: work.rows] = combined  # `chunk_logits` may ask for more of its rows
         if wanted:
             self._run_bound(self.limits.layers, wanted)
         return self._logits[:wanted]
+
+    def chunk_logits(self, first: int, count: int) -> Floats:
+        start = len(self._work.decode_ids) + first
+        rows, residual = slice(start, start + count), self._residuals[self.limits.layers % 2]
+        self._head_residual[:count], self._head_combined[:count] = residual[rows], self._combined[rows]
+        self._run_bound(self.limits.layers, count)
+        return self._logits[:count]
 
     def move(self, source: int, target: int, tokens: int) -> None:
         self._pool.move(source, target, tokens)
@@ -94,10 +103,9 @@ class LocalTrunk(TrunkExecutor):
         self._combined = np.zeros((rows, limits.hidden), np.float32)
         self._lengths, self._longest = np.zeros(limits.slots, np.int32), np.zeros((), np.int32)
         self._chunk_length, self._chunk_total = np.zeros(1, np.int32), np.zeros((), np.int32)
-        # A full batch of decode rows and the end of a prompt may meet in one step.
-        self._head_residual = np.zeros((limits.slots + 1, limits.hidden), np.float32)
+        self._head_residual = np.zeros((limits.head_rows, limits.hidden), np.float32)
         self._head_combined = np.zeros_like(self._head_residual)
-        self._logits = np.zeros((limits.slots + 1, limits.vocabulary), np.float32)
+        self._logits = np.zeros((limits.head_rows, limits.vocabulary), np.float32)
 
     def _place(self, chunk: Chunk, first_row: int) -> None:
         count = len(chunk.token_ids)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from expertmesh_api.v1 import common_pb2 as expertmesh__api_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x65xpertmesh_api/v1/gating.proto\x12\x11\x65xpertmesh_api.v1\x1a\x1e\x65xpertmesh_api/v1/common.proto\"U\n\x0cRouteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\r\x12\'\n\x04rows\x18\x03 \x01(\x0b\x32\x19.expertmesh_api.v1.Tensor\"\x99\x01\n\rRouteResponse\x12,\n\trow_index\x18\x01 \x01(\x0b\x32\x19.expertmesh_api.v1.Tensor\x12/\n\x0c\x65xpert_index\x18\x02 \x01(\x0b\x32\x19.expertmesh_api.v1.Tensor\x12)\n\x06weight\x18\x03 \x01(\x0b\x32\x19.expertmesh_api.v1.Tensor\"W\n\x0e\x45xplainRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\r\x12\'\n\x04rows\x18\x03 \x01(\x0b\x32\x19.expertmesh_api.v1.Tensor\"l\n\x0b\x45xpertScore\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x0e\n\x06picked\x18\x03 \x01(\x08\x12\x0e\n\x06weight\x18\x04 \x01(\x02\x12\x0e\n\x06margin\x18\x05 \x01(\x02\x12\x0f\n\x07workers\x18\x06 \x03(\t\"A\n\x0eRowExplanation\x12/\n\x07\x65xperts\x18\x01 \x03(\x0b\x32\x1e.expertmesh_api.v1.ExpertScore\"P\n\x0f\x45xplainResponse\x12\x0c\n\x04rule\x18\x01 \x01(\t\x12/\n\x04rows\x18\x02 \x03(\x0b\x32!.expertmesh_api.v1.RowExplanation2\xa6\x01\n\x06Gating\x12J\n\x05Route\x12\x1f.expertmesh_api.v1.RouteRequest\x1a .expertmesh_api.v1.RouteResponse\x12P\n\x07\x45xplain\x12!.expertmesh_api.v1.ExplainRequest\x1a\".expertmesh_api.v1.ExplainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x65xpertmesh_api/v1/gating.proto\x12\x11\x65xpertmesh_api.v1\x1a\x1e\x65xpertmesh_api/v1/common.proto\"U\n\x0cRouteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\r\x12\'\n\x04rows\x18\x03 \x01(\x0b\x32\x19.expertmesh_api.v1.Tensor\"\x99\x01\n\rRouteResponse\x12,\n\trow_index\x18\x01 \x01(\x0b\x32\x19.expertmesh_api.v1.Tensor\x12/\n\x0c\x65xpert_index\x18\x02 \x01(\x0b\x32\x19.expertmesh_api.v1.Tensor\x12)\n\x06weight\x18\x03 \x01(\x0b\x32\x19.expertmesh_api.v1.Tensor\"W\n\x0e\x45xplainRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\r\x12\'\n\x04rows\x18\x03 \x01(\x0b\x32\x19.expertmesh_api.v1.Tensor\"l\n\x0b\x45xpertScore\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x0e\n\x06picked\x18\x03 \x01(\x08\x12\x0e\n\x06weight\x18\x04 \x01(\x02\x12\x0e\n\x06margin\x18\x05 \x01(\x02\x12\x0f\n\x07workers\x18\x06 \x03(\t\"A\n\x0eRowExplanation\x12/\n\x07\x65xperts\x18\x01 \x03(\x0b\x32\x1e.expertmesh_api.v1.ExpertScore\"P\n\x0f\x45xplainResponse\x12\x0c\n\x04rule\x18\x01 \x01(\t\x12/\n\x04rows\x18\x02 \x03(\x0b\x32!.expertmesh_api.v1.RowExplanation\"F\n\x12\x45xplainTextRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x13\n\x0b\x61s_question\x18\x03 \x01(\x08\"\x87\x02\n\x10LayerExplanation\x12\r\n\x05layer\x18\x01 \x01(\r\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12(\n\x05score\x18\x03 \x01(\x0b\x32\x19.expertmesh_api.v1.Tensor\x12)\n\x06picked\x18\x04 \x01(\x0b\x32\x19.expertmesh_api.v1.Tensor\x12)\n\x06weight\x18\x05 \x01(\x0b\x32\x19.expertmesh_api.v1.Tensor\x12)\n\x06margin\x18\x06 \x01(\x0b\x32\x19.expertmesh_api.v1.Tensor\x12+\n\x07holders\x18\x07 \x03(\x0b\x32\x1a.expertmesh_api.v1.Holders\"\x1d\n\x07Holders\x12\x12\n\nworker_ids\x18\x01 \x03(\t\"|\n\x13\x45xplainTextResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x0e\n\x06pieces\x18\x03 \x03(\t\x12\x33\n\x06layers\x18\x04 \x03(\x0b\x32#.expertmesh_api.v1.LayerExplanation2\x84\x02\n\x06Gating\x12J\n\x05Route\x12\x1f.expertmesh_api.v1.RouteRequest\x1a .expertmesh_api.v1.RouteResponse\x12P\n\x07\x45xplain\x12!.expertmesh_api.v1.ExplainRequest\x1a\".expertmesh_api.v1.ExplainResponse\x12\\\n\x0b\x45xplainText\x12%.expertmesh_api.v1.ExplainTextRequest\x1a&.expertmesh_api.v1.ExplainTextResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,6 +44,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROWEXPLANATION']._serialized_end=592
   _globals['_EXPLAINRESPONSE']._serialized_start=594
   _globals['_EXPLAINRESPONSE']._serialized_end=674
-  _globals['_GATING']._serialized_start=677
-  _globals['_GATING']._serialized_end=843
+  _globals['_EXPLAINTEXTREQUEST']._serialized_start=676
+  _globals['_EXPLAINTEXTREQUEST']._serialized_end=746
+  _globals['_LAYEREXPLANATION']._serialized_start=749
+  _globals['_LAYEREXPLANATION']._serialized_end=1012
+  _globals['_HOLDERS']._serialized_start=1014
+  _globals['_HOLDERS']._serialized_end=1043
+  _globals['_EXPLAINTEXTRESPONSE']._serialized_start=1045
+  _globals['_EXPLAINTEXTRESPONSE']._serialized_end=1169
+  _globals['_GATING']._serialized_start=1172
+  _globals['_GATING']._serialized_end=1432
 # @@protoc_insertion_point(module_scope)

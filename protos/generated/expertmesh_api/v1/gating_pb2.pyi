@@ -66,3 +66,49 @@ class ExplainResponse(_message.Message):
     rule: str
     rows: _containers.RepeatedCompositeFieldContainer[RowExplanation]
     def __init__(self, rule: _Optional[str] = ..., rows: _Optional[_Iterable[_Union[RowExplanation, _Mapping]]] = ...) -> None: ...
+
+class ExplainTextRequest(_message.Message):
+    __slots__ = ("model", "text", "as_question")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    AS_QUESTION_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    text: str
+    as_question: bool
+    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., as_question: bool = ...) -> None: ...
+
+class LayerExplanation(_message.Message):
+    __slots__ = ("layer", "rule", "score", "picked", "weight", "margin", "holders")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    PICKED_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    MARGIN_FIELD_NUMBER: _ClassVar[int]
+    HOLDERS_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    rule: str
+    score: _common_pb2.Tensor
+    picked: _common_pb2.Tensor
+    weight: _common_pb2.Tensor
+    margin: _common_pb2.Tensor
+    holders: _containers.RepeatedCompositeFieldContainer[Holders]
+    def __init__(self, layer: _Optional[int] = ..., rule: _Optional[str] = ..., score: _Optional[_Union[_common_pb2.Tensor, _Mapping]] = ..., picked: _Optional[_Union[_common_pb2.Tensor, _Mapping]] = ..., weight: _Optional[_Union[_common_pb2.Tensor, _Mapping]] = ..., margin: _Optional[_Union[_common_pb2.Tensor, _Mapping]] = ..., holders: _Optional[_Iterable[_Union[Holders, _Mapping]]] = ...) -> None: ...
+
+class Holders(_message.Message):
+    __slots__ = ("worker_ids",)
+    WORKER_IDS_FIELD_NUMBER: _ClassVar[int]
+    worker_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, worker_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ExplainTextResponse(_message.Message):
+    __slots__ = ("model", "token_ids", "pieces", "layers")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    PIECES_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    pieces: _containers.RepeatedScalarFieldContainer[str]
+    layers: _containers.RepeatedCompositeFieldContainer[LayerExplanation]
+    def __init__(self, model: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., pieces: _Optional[_Iterable[str]] = ..., layers: _Optional[_Iterable[_Union[LayerExplanation, _Mapping]]] = ...) -> None: ...

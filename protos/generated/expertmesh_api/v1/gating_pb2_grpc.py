@@ -44,6 +44,11 @@ class GatingStub(object):
                 request_serializer=expertmesh__api_dot_v1_dot_gating__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=expertmesh__api_dot_v1_dot_gating__pb2.ExplainResponse.FromString,
                 _registered_method=True)
+        self.ExplainText = channel.unary_unary(
+                '/expertmesh_api.v1.Gating/ExplainText',
+                request_serializer=expertmesh__api_dot_v1_dot_gating__pb2.ExplainTextRequest.SerializeToString,
+                response_deserializer=expertmesh__api_dot_v1_dot_gating__pb2.ExplainTextResponse.FromString,
+                _registered_method=True)
 
 
 class GatingServicer(object):
@@ -63,6 +68,13 @@ class GatingServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainText(self, request, context):
+        """Runs a text through the served model and explains what every token did in every layer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GatingServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +87,11 @@ def add_GatingServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=expertmesh__api_dot_v1_dot_gating__pb2.ExplainRequest.FromString,
                     response_serializer=expertmesh__api_dot_v1_dot_gating__pb2.ExplainResponse.SerializeToString,
+            ),
+            'ExplainText': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainText,
+                    request_deserializer=expertmesh__api_dot_v1_dot_gating__pb2.ExplainTextRequest.FromString,
+                    response_serializer=expertmesh__api_dot_v1_dot_gating__pb2.ExplainTextResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +148,33 @@ class Gating(object):
             '/expertmesh_api.v1.Gating/Explain',
             expertmesh__api_dot_v1_dot_gating__pb2.ExplainRequest.SerializeToString,
             expertmesh__api_dot_v1_dot_gating__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainText(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/expertmesh_api.v1.Gating/ExplainText',
+            expertmesh__api_dot_v1_dot_gating__pb2.ExplainTextRequest.SerializeToString,
+            expertmesh__api_dot_v1_dot_gating__pb2.ExplainTextResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -18,6 +18,8 @@ class GatingStub:
     """Rows to experts and weights: the code the gateway itself calls."""
     Explain: _aio.UnaryUnaryMultiCallable[_gating_pb2.ExplainRequest, _gating_pb2.ExplainResponse]
     """The scores, filters and picks behind one decision."""
+    ExplainText: _aio.UnaryUnaryMultiCallable[_gating_pb2.ExplainTextRequest, _gating_pb2.ExplainTextResponse]
+    """Runs a text through the served model and explains what every token did in every layer."""
 
 class GatingServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -35,5 +37,13 @@ class GatingServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_gating_pb2.ExplainRequest, _abc.Awaitable[_gating_pb2.ExplainResponse]],
     ) -> _abc.Awaitable[_gating_pb2.ExplainResponse]:
         """The scores, filters and picks behind one decision."""
+
+    @_abc_1.abstractmethod
+    def ExplainText(
+        self,
+        request: _gating_pb2.ExplainTextRequest,
+        context: _aio.ServicerContext[_gating_pb2.ExplainTextRequest, _abc.Awaitable[_gating_pb2.ExplainTextResponse]],
+    ) -> _abc.Awaitable[_gating_pb2.ExplainTextResponse]:
+        """Runs a text through the served model and explains what every token did in every layer."""
 
 def add_GatingServicer_to_server(servicer: GatingServicer, server: _aio.Server) -> None: ...

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!expertmesh_api/v1/inference.proto\x12\x11\x65xpertmesh_api.v1\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"8\n\x04\x43hat\x12\x30\n\x08messages\x18\x01 \x03(\x0b\x32\x1e.expertmesh_api.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xe0\x01\n\x0fSamplingOptions\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x02H\x01\x88\x01\x01\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x14\n\x0ctop_logprobs\x18\x08 \x01(\r\x12\x12\n\nignore_eos\x18\t \x01(\x08\x42\x08\n\x06_top_pB\x15\n\x13_repetition_penalty\"\xa1\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12\x31\n\nprompt_ids\x18\x03 \x01(\x0b\x32\x1b.expertmesh_api.v1.TokenIdsH\x00\x12\'\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x17.expertmesh_api.v1.ChatH\x00\x12\x34\n\x08sampling\x18\x05 \x01(\x0b\x32\".expertmesh_api.v1.SamplingOptions\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x18\n\x10resume_token_ids\x18\x07 \x03(\r\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12\x10\n\x08logprobs\x18\t \x01(\x08\x42\x07\n\x05input\")\n\nTopLogprob\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"\x8a\x01\n\x05Token\x12\x10\n\x08position\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x14\n\x07logprob\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\x33\n\x0ctop_logprobs\x18\x05 \x03(\x0b\x32\x1d.expertmesh_api.v1.TopLogprobB\n\n\x08_logprob\"\xff\x01\n\x08\x46inished\x12/\n\x06reason\x18\x01 \x01(\x0e\x32\x1f.expertmesh_api.v1.FinishReason\x12\x11\n\ttext_tail\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\r\x12\x0f\n\x07ttft_ms\x18\x05 \x01(\x02\x12\x10\n\x08total_ms\x18\x06 \x01(\x02\x12\x10\n\x08queue_ms\x18\x07 \x01(\x02\x12\x11\n\tprecision\x18\x08 \x01(\t\x12\x10\n\x08numerics\x18\t \x01(\t\x12\x14\n\x0c\x61\x63tive_share\x18\n \x01(\x02\x12\r\n\x05lossy\x18\x0b \x03(\t\"w\n\x10GenerateResponse\x12)\n\x05token\x18\x01 \x01(\x0b\x32\x18.expertmesh_api.v1.TokenH\x00\x12/\n\x08\x66inished\x18\x02 \x01(\x0b\x32\x1b.expertmesh_api.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"b\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\'\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x17.expertmesh_api.v1.ChatH\x00\x42\x07\n\x05input\"/\n\x10TokenizeResponse\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x0e\n\x06pieces\x18\x02 \x03(\t\"\x13\n\x11ListModelsRequest\"|\n\x0bServedModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\r\x12\x15\n\rbundle_digest\x18\x05 \x01(\t\x12\r\n\x05ready\x18\x06 \x01(\x08\"D\n\x12ListModelsResponse\x12.\n\x06models\x18\x01 \x03(\x0b\x32\x1e.expertmesh_api.v1.ServedModel*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\x92\x02\n\tInference\x12U\n\x08Generate\x12\".expertmesh_api.v1.GenerateRequest\x1a#.expertmesh_api.v1.GenerateResponse0\x01\x12S\n\x08Tokenize\x12\".expertmesh_api.v1.TokenizeRequest\x1a#.expertmesh_api.v1.TokenizeResponse\x12Y\n\nListModels\x12$.expertmesh_api.v1.ListModelsRequest\x1a%.expertmesh_api.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!expertmesh_api/v1/inference.proto\x12\x11\x65xpertmesh_api.v1\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"8\n\x04\x43hat\x12\x30\n\x08messages\x18\x01 \x03(\x0b\x32\x1e.expertmesh_api.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xe0\x01\n\x0fSamplingOptions\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x02H\x01\x88\x01\x01\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x14\n\x0ctop_logprobs\x18\x08 \x01(\r\x12\x12\n\nignore_eos\x18\t \x01(\x08\x42\x08\n\x06_top_pB\x15\n\x13_repetition_penalty\"\xa1\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12\x31\n\nprompt_ids\x18\x03 \x01(\x0b\x32\x1b.expertmesh_api.v1.TokenIdsH\x00\x12\'\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x17.expertmesh_api.v1.ChatH\x00\x12\x34\n\x08sampling\x18\x05 \x01(\x0b\x32\".expertmesh_api.v1.SamplingOptions\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x18\n\x10resume_token_ids\x18\x07 \x03(\r\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12\x10\n\x08logprobs\x18\t \x01(\x08\x42\x07\n\x05input\"=\n\nTopLogprob\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x12\n\ntext_bytes\x18\x03 \x01(\x0c\"\x9e\x01\n\x05Token\x12\x10\n\x08position\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x14\n\x07logprob\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\x33\n\x0ctop_logprobs\x18\x05 \x03(\x0b\x32\x1d.expertmesh_api.v1.TopLogprob\x12\x12\n\ntext_bytes\x18\x06 \x01(\x0c\x42\n\n\x08_logprob\"\xff\x01\n\x08\x46inished\x12/\n\x06reason\x18\x01 \x01(\x0e\x32\x1f.expertmesh_api.v1.FinishReason\x12\x11\n\ttext_tail\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\r\x12\x0f\n\x07ttft_ms\x18\x05 \x01(\x02\x12\x10\n\x08total_ms\x18\x06 \x01(\x02\x12\x10\n\x08queue_ms\x18\x07 \x01(\x02\x12\x11\n\tprecision\x18\x08 \x01(\t\x12\x10\n\x08numerics\x18\t \x01(\t\x12\x14\n\x0c\x61\x63tive_share\x18\n \x01(\x02\x12\r\n\x05lossy\x18\x0b \x03(\t\"w\n\x10GenerateResponse\x12)\n\x05token\x18\x01 \x01(\x0b\x32\x18.expertmesh_api.v1.TokenH\x00\x12/\n\x08\x66inished\x18\x02 \x01(\x0b\x32\x1b.expertmesh_api.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"\x94\x01\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\'\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x17.expertmesh_api.v1.ChatH\x00\x12\x30\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x1b.expertmesh_api.v1.TokenIdsH\x00\x42\x07\n\x05input\"C\n\x10TokenizeResponse\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x0e\n\x06pieces\x18\x02 \x03(\t\x12\x12\n\ntext_bytes\x18\x03 \x03(\x0c\"\x13\n\x11ListModelsRequest\"|\n\x0bServedModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\r\x12\x15\n\rbundle_digest\x18\x05 \x01(\t\x12\r\n\x05ready\x18\x06 \x01(\x08\"D\n\x12ListModelsResponse\x12.\n\x06models\x18\x01 \x03(\x0b\x32\x1e.expertmesh_api.v1.ServedModel\"\xdb\x01\n\x0cScoreRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12*\n\x03ids\x18\x03 \x01(\x0b\x32\x1b.expertmesh_api.v1.TokenIdsH\x00\x12\x10\n\x06prompt\x18\x04 \x01(\tH\x01\x12\x31\n\nprompt_ids\x18\x05 \x01(\x0b\x32\x1b.expertmesh_api.v1.TokenIdsH\x01\x12\x14\n\x0ctop_logprobs\x18\x06 \x01(\r\x12\x12\n\nrequest_id\x18\x07 \x01(\tB\x07\n\x05inputB\x08\n\x06\x62\x65\x66ore\"\x93\x01\n\x0bScoredToken\x12\n\n\x02id\x18\x01 \x01(\r\x12\r\n\x05piece\x18\x02 \x01(\t\x12\x14\n\x07logprob\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\x33\n\x0ctop_logprobs\x18\x04 \x03(\x0b\x32\x1d.expertmesh_api.v1.TopLogprob\x12\x12\n\ntext_bytes\x18\x05 \x01(\x0c\x42\n\n\x08_logprob\"\xdb\x01\n\rScoreResponse\x12.\n\x06tokens\x18\x01 \x03(\x0b\x32\x1e.expertmesh_api.v1.ScoredToken\x12\x15\n\rtotal_logprob\x18\x02 \x01(\x01\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x11\n\tprecision\x18\x04 \x01(\t\x12\x10\n\x08numerics\x18\x05 \x01(\t\x12\x14\n\x0c\x61\x63tive_share\x18\x06 \x01(\x02\x12\r\n\x05lossy\x18\x07 \x03(\t\x12\x10\n\x08queue_ms\x18\x08 \x01(\x02\x12\x10\n\x08total_ms\x18\t \x01(\x02*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xde\x02\n\tInference\x12U\n\x08Generate\x12\".expertmesh_api.v1.GenerateRequest\x1a#.expertmesh_api.v1.GenerateResponse0\x01\x12S\n\x08Tokenize\x12\".expertmesh_api.v1.TokenizeRequest\x1a#.expertmesh_api.v1.TokenizeResponse\x12J\n\x05Score\x12\x1f.expertmesh_api.v1.ScoreRequest\x1a .expertmesh_api.v1.ScoreResponse\x12Y\n\nListModels\x12$.expertmesh_api.v1.ListModelsRequest\x1a%.expertmesh_api.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'expertmesh_api.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=1633
-  _globals['_FINISHREASON']._serialized_end=1728
+  _globals['_FINISHREASON']._serialized_start=2338
+  _globals['_FINISHREASON']._serialized_end=2433
   _globals['_CHATMESSAGE']._serialized_start=56
   _globals['_CHATMESSAGE']._serialized_end=100
   _globals['_CHAT']._serialized_start=102
@@ -44,23 +44,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREQUEST']._serialized_start=413
   _globals['_GENERATEREQUEST']._serialized_end=702
   _globals['_TOPLOGPROB']._serialized_start=704
-  _globals['_TOPLOGPROB']._serialized_end=745
-  _globals['_TOKEN']._serialized_start=748
-  _globals['_TOKEN']._serialized_end=886
-  _globals['_FINISHED']._serialized_start=889
-  _globals['_FINISHED']._serialized_end=1144
-  _globals['_GENERATERESPONSE']._serialized_start=1146
-  _globals['_GENERATERESPONSE']._serialized_end=1265
-  _globals['_TOKENIZEREQUEST']._serialized_start=1267
-  _globals['_TOKENIZEREQUEST']._serialized_end=1365
-  _globals['_TOKENIZERESPONSE']._serialized_start=1367
-  _globals['_TOKENIZERESPONSE']._serialized_end=1414
-  _globals['_LISTMODELSREQUEST']._serialized_start=1416
-  _globals['_LISTMODELSREQUEST']._serialized_end=1435
-  _globals['_SERVEDMODEL']._serialized_start=1437
-  _globals['_SERVEDMODEL']._serialized_end=1561
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1563
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1631
-  _globals['_INFERENCE']._serialized_start=1731
-  _globals['_INFERENCE']._serialized_end=2005
+  _globals['_TOPLOGPROB']._serialized_end=765
+  _globals['_TOKEN']._serialized_start=768
+  _globals['_TOKEN']._serialized_end=926
+  _globals['_FINISHED']._serialized_start=929
+  _globals['_FINISHED']._serialized_end=1184
+  _globals['_GENERATERESPONSE']._serialized_start=1186
+  _globals['_GENERATERESPONSE']._serialized_end=1305
+  _globals['_TOKENIZEREQUEST']._serialized_start=1308
+  _globals['_TOKENIZEREQUEST']._serialized_end=1456
+  _globals['_TOKENIZERESPONSE']._serialized_start=1458
+  _globals['_TOKENIZERESPONSE']._serialized_end=1525
+  _globals['_LISTMODELSREQUEST']._serialized_start=1527
+  _globals['_LISTMODELSREQUEST']._serialized_end=1546
+  _globals['_SERVEDMODEL']._serialized_start=1548
+  _globals['_SERVEDMODEL']._serialized_end=1672
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1674
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1742
+  _globals['_SCOREREQUEST']._serialized_start=1745
+  _globals['_SCOREREQUEST']._serialized_end=1964
+  _globals['_SCOREDTOKEN']._serialized_start=1967
+  _globals['_SCOREDTOKEN']._serialized_end=2114
+  _globals['_SCORERESPONSE']._serialized_start=2117
+  _globals['_SCORERESPONSE']._serialized_end=2336
+  _globals['_INFERENCE']._serialized_start=2436
+  _globals['_INFERENCE']._serialized_end=2786
 # @@protoc_insertion_point(module_scope)

@@ -44,6 +44,11 @@ class InferenceStub(object):
                 request_serializer=expertmesh__api_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
                 response_deserializer=expertmesh__api_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
                 _registered_method=True)
+        self.Score = channel.unary_unary(
+                '/expertmesh_api.v1.Inference/Score',
+                request_serializer=expertmesh__api_dot_v1_dot_inference__pb2.ScoreRequest.SerializeToString,
+                response_deserializer=expertmesh__api_dot_v1_dot_inference__pb2.ScoreResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/expertmesh_api.v1.Inference/ListModels',
                 request_serializer=expertmesh__api_dot_v1_dot_inference__pb2.ListModelsRequest.SerializeToString,
@@ -67,6 +72,13 @@ class InferenceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Score(self, request, context):
+        """How likely a given text is under the model; nothing is generated.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -85,6 +97,11 @@ def add_InferenceServicer_to_server(servicer, server):
                     servicer.Tokenize,
                     request_deserializer=expertmesh__api_dot_v1_dot_inference__pb2.TokenizeRequest.FromString,
                     response_serializer=expertmesh__api_dot_v1_dot_inference__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'Score': grpc.unary_unary_rpc_method_handler(
+                    servicer.Score,
+                    request_deserializer=expertmesh__api_dot_v1_dot_inference__pb2.ScoreRequest.FromString,
+                    response_serializer=expertmesh__api_dot_v1_dot_inference__pb2.ScoreResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -146,6 +163,33 @@ class Inference(object):
             '/expertmesh_api.v1.Inference/Tokenize',
             expertmesh__api_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
             expertmesh__api_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Score(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/expertmesh_api.v1.Inference/Score',
+            expertmesh__api_dot_v1_dot_inference__pb2.ScoreRequest.SerializeToString,
+            expertmesh__api_dot_v1_dot_inference__pb2.ScoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

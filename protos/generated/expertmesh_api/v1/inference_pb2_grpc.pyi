@@ -17,6 +17,8 @@ class InferenceStub:
     Generate: _aio.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]
     """Streams one Token per emitted token and ends with one Finished."""
     Tokenize: _aio.UnaryUnaryMultiCallable[_inference_pb2.TokenizeRequest, _inference_pb2.TokenizeResponse]
+    Score: _aio.UnaryUnaryMultiCallable[_inference_pb2.ScoreRequest, _inference_pb2.ScoreResponse]
+    """How likely a given text is under the model; nothing is generated."""
     ListModels: _aio.UnaryUnaryMultiCallable[_inference_pb2.ListModelsRequest, _inference_pb2.ListModelsResponse]
 
 class InferenceServicer(metaclass=_abc_1.ABCMeta):
@@ -34,6 +36,14 @@ class InferenceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.TokenizeRequest,
         context: _aio.ServicerContext[_inference_pb2.TokenizeRequest, _abc.Awaitable[_inference_pb2.TokenizeResponse]],
     ) -> _abc.Awaitable[_inference_pb2.TokenizeResponse]: ...
+
+    @_abc_1.abstractmethod
+    def Score(
+        self,
+        request: _inference_pb2.ScoreRequest,
+        context: _aio.ServicerContext[_inference_pb2.ScoreRequest, _abc.Awaitable[_inference_pb2.ScoreResponse]],
+    ) -> _abc.Awaitable[_inference_pb2.ScoreResponse]:
+        """How likely a given text is under the model; nothing is generated."""
 
     @_abc_1.abstractmethod
     def ListModels(

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from expertmesh_api.v1 import common_pb2 as expertmesh__api_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"expertmesh_api/v1/operations.proto\x12\x11\x65xpertmesh_api.v1\x1a\x1e\x65xpertmesh_api/v1/common.proto\"\x12\n\x10ListNodesRequest\"\xd1\x02\n\x04Node\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\r\n\x05\x63ores\x18\x04 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x04\x12\x14\n\x0c\x62udget_bytes\x18\x06 \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x07 \x01(\x04\x12\x0f\n\x07\x65xperts\x18\x08 \x01(\r\x12\x0c\n\x04rows\x18\t \x01(\x04\x12\x18\n\x10speed_rows_per_s\x18\n \x01(\x01\x12\x15\n\rgemv_gb_per_s\x18\x0b \x01(\x01\x12\x13\n\x0bgemm_gflops\x18\x0c \x01(\x01\x12\x11\n\tproviders\x18\r \x03(\t\x12.\n\tendpoints\x18\x0e \x03(\x0b\x32\x1b.expertmesh_api.v1.Endpoint\x12\x18\n\x10heartbeat_age_ms\x18\x0f \x01(\r\"d\n\x11ListNodesResponse\x12\'\n\x05\x65poch\x18\x01 \x01(\x0b\x32\x18.expertmesh_api.v1.Epoch\x12&\n\x05nodes\x18\x02 \x03(\x0b\x32\x17.expertmesh_api.v1.Node\"#\n\x12ListExpertsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"~\n\x0f\x45xpertPlacement\x12,\n\x06\x65xpert\x18\x01 \x01(\x0b\x32\x1c.expertmesh_api.v1.ExpertRef\x12\x11\n\tprecision\x18\x02 \x01(\t\x12\x16\n\x0eresident_bytes\x18\x03 \x01(\x04\x12\x12\n\nworker_ids\x18\x04 \x03(\t\"s\n\x13ListExpertsResponse\x12\'\n\x05\x65poch\x18\x01 \x01(\x0b\x32\x18.expertmesh_api.v1.Epoch\x12\x33\n\x07\x65xperts\x18\x02 \x03(\x0b\x32\".expertmesh_api.v1.ExpertPlacement\"!\n\x10WaitReadyRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x88\x01\n\x11WaitReadyResponse\x12\'\n\x05\x65poch\x18\x01 \x01(\x0b\x32\x18.expertmesh_api.v1.Epoch\x12\x0f\n\x07workers\x18\x02 \x01(\r\x12\x0f\n\x07\x65xperts\x18\x03 \x01(\r\x12\x11\n\tinstances\x18\x04 \x01(\r\x12\x15\n\rmissing_bytes\x18\x05 \x01(\x04\x32\x9a\x02\n\nOperations\x12V\n\tListNodes\x12#.expertmesh_api.v1.ListNodesRequest\x1a$.expertmesh_api.v1.ListNodesResponse\x12\\\n\x0bListExperts\x12%.expertmesh_api.v1.ListExpertsRequest\x1a&.expertmesh_api.v1.ListExpertsResponse\x12V\n\tWaitReady\x12#.expertmesh_api.v1.WaitReadyRequest\x1a$.expertmesh_api.v1.WaitReadyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"expertmesh_api/v1/operations.proto\x12\x11\x65xpertmesh_api.v1\x1a\x1e\x65xpertmesh_api/v1/common.proto\"\x12\n\x10ListNodesRequest\"\xe2\x02\n\x04Node\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\r\n\x05\x63ores\x18\x04 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x04\x12\x14\n\x0c\x62udget_bytes\x18\x06 \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x07 \x01(\x04\x12\x0f\n\x07\x65xperts\x18\x08 \x01(\r\x12\x0c\n\x04rows\x18\t \x01(\x04\x12\x18\n\x10speed_rows_per_s\x18\n \x01(\x01\x12\x15\n\rgemv_gb_per_s\x18\x0b \x01(\x01\x12\x13\n\x0bgemm_gflops\x18\x0c \x01(\x01\x12\x11\n\tproviders\x18\r \x03(\t\x12.\n\tendpoints\x18\x0e \x03(\x0b\x32\x1b.expertmesh_api.v1.Endpoint\x12\x18\n\x10heartbeat_age_ms\x18\x0f \x01(\r\x12\x0f\n\x07version\x18\x10 \x01(\t\"\x94\x01\n\x11ListNodesResponse\x12\'\n\x05\x65poch\x18\x01 \x01(\x0b\x32\x18.expertmesh_api.v1.Epoch\x12&\n\x05nodes\x18\x02 \x03(\x0b\x32\x17.expertmesh_api.v1.Node\x12\x16\n\x0eserver_version\x18\x03 \x01(\t\x12\x16\n\x0eserver_time_ms\x18\x04 \x01(\x04\"#\n\x12ListExpertsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x8c\x01\n\x0f\x45xpertPlacement\x12,\n\x06\x65xpert\x18\x01 \x01(\x0b\x32\x1c.expertmesh_api.v1.ExpertRef\x12\x11\n\tprecision\x18\x02 \x01(\t\x12\x16\n\x0eresident_bytes\x18\x03 \x01(\x04\x12\x12\n\nworker_ids\x18\x04 \x03(\t\x12\x0c\n\x04rows\x18\x05 \x01(\x04\"s\n\x13ListExpertsResponse\x12\'\n\x05\x65poch\x18\x01 \x01(\x0b\x32\x18.expertmesh_api.v1.Epoch\x12\x33\n\x07\x65xperts\x18\x02 \x03(\x0b\x32\".expertmesh_api.v1.ExpertPlacement\"!\n\x10WaitReadyRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x88\x01\n\x11WaitReadyResponse\x12\'\n\x05\x65poch\x18\x01 \x01(\x0b\x32\x18.expertmesh_api.v1.Epoch\x12\x0f\n\x07workers\x18\x02 \x01(\r\x12\x0f\n\x07\x65xperts\x18\x03 \x01(\r\x12\x11\n\tinstances\x18\x04 \x01(\r\x12\x15\n\rmissing_bytes\x18\x05 \x01(\x04\"\x8b\x01\n\tSlaTarget\x12\x13\n\x0bttft_p95_ms\x18\x01 \x01(\x01\x12\x14\n\x0ctoken_p95_ms\x18\x02 \x01(\x01\x12\x10\n\x08window_s\x18\x03 \x01(\x01\x12\x15\n\rmin_instances\x18\x04 \x01(\r\x12\x15\n\rmax_instances\x18\x05 \x01(\r\x12\x13\n\x0b\x63ost_weight\x18\x06 \x01(\x01\"\x13\n\x11ListServedRequest\"\xd1\x02\n\x0bModelStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12\x11\n\tprecision\x18\x04 \x01(\t\x12)\n\x03sla\x18\x05 \x01(\x0b\x32\x1c.expertmesh_api.v1.SlaTarget\x12\x14\n\x0c\x62udget_share\x18\x06 \x01(\x01\x12\x0f\n\x07\x65xperts\x18\x07 \x01(\r\x12\x11\n\tinstances\x18\x08 \x01(\r\x12\x16\n\x0eresident_bytes\x18\t \x01(\x04\x12\x15\n\rmissing_bytes\x18\n \x01(\x04\x12\r\n\x05state\x18\x0b \x01(\t\x12\x10\n\x08requests\x18\x0c \x01(\r\x12\x13\n\x0bttft_p95_ms\x18\r \x01(\x01\x12\x14\n\x0ctoken_p95_ms\x18\x0e \x01(\x01\x12\r\n\x05\x65rror\x18\x0f \x01(\t\x12\r\n\x05slots\x18\x10 \x01(\r\"m\n\x12ListServedResponse\x12\'\n\x05\x65poch\x18\x01 \x01(\x0b\x32\x18.expertmesh_api.v1.Epoch\x12.\n\x06models\x18\x02 \x03(\x0b\x32\x1e.expertmesh_api.v1.ModelStatus\"\x92\x01\n\x11ServeModelRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12)\n\x03sla\x18\x04 \x01(\x0b\x32\x1c.expertmesh_api.v1.SlaTarget\x12\x14\n\x0c\x62udget_share\x18\x05 \x01(\x01\x12\r\n\x05slots\x18\x06 \x01(\r\"C\n\x12ServeModelResponse\x12-\n\x05model\x18\x01 \x01(\x0b\x32\x1e.expertmesh_api.v1.ModelStatus\"G\n\x13UnserveModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\x08\x64rain_ms\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x0b\n\t_drain_ms\",\n\x14UnserveModelResponse\x12\x14\n\x0c\x63ut_requests\x18\x01 \x01(\r2\xb1\x04\n\nOperations\x12V\n\tListNodes\x12#.expertmesh_api.v1.ListNodesRequest\x1a$.expertmesh_api.v1.ListNodesResponse\x12\\\n\x0bListExperts\x12%.expertmesh_api.v1.ListExpertsRequest\x1a&.expertmesh_api.v1.ListExpertsResponse\x12V\n\tWaitReady\x12#.expertmesh_api.v1.WaitReadyRequest\x1a$.expertmesh_api.v1.WaitReadyResponse\x12Y\n\nListServed\x12$.expertmesh_api.v1.ListServedRequest\x1a%.expertmesh_api.v1.ListServedResponse\x12Y\n\nServeModel\x12$.expertmesh_api.v1.ServeModelRequest\x1a%.expertmesh_api.v1.ServeModelResponse\x12_\n\x0cUnserveModel\x12&.expertmesh_api.v1.UnserveModelRequest\x1a\'.expertmesh_api.v1.UnserveModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,19 +35,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTNODESREQUEST']._serialized_start=89
   _globals['_LISTNODESREQUEST']._serialized_end=107
   _globals['_NODE']._serialized_start=110
-  _globals['_NODE']._serialized_end=447
-  _globals['_LISTNODESRESPONSE']._serialized_start=449
-  _globals['_LISTNODESRESPONSE']._serialized_end=549
-  _globals['_LISTEXPERTSREQUEST']._serialized_start=551
-  _globals['_LISTEXPERTSREQUEST']._serialized_end=586
-  _globals['_EXPERTPLACEMENT']._serialized_start=588
-  _globals['_EXPERTPLACEMENT']._serialized_end=714
-  _globals['_LISTEXPERTSRESPONSE']._serialized_start=716
-  _globals['_LISTEXPERTSRESPONSE']._serialized_end=831
-  _globals['_WAITREADYREQUEST']._serialized_start=833
-  _globals['_WAITREADYREQUEST']._serialized_end=866
-  _globals['_WAITREADYRESPONSE']._serialized_start=869
-  _globals['_WAITREADYRESPONSE']._serialized_end=1005
-  _globals['_OPERATIONS']._serialized_start=1008
-  _globals['_OPERATIONS']._serialized_end=1290
+  _globals['_NODE']._serialized_end=464
+  _globals['_LISTNODESRESPONSE']._serialized_start=467
+  _globals['_LISTNODESRESPONSE']._serialized_end=615
+  _globals['_LISTEXPERTSREQUEST']._serialized_start=617
+  _globals['_LISTEXPERTSREQUEST']._serialized_end=652
+  _globals['_EXPERTPLACEMENT']._serialized_start=655
+  _globals['_EXPERTPLACEMENT']._serialized_end=795
+  _globals['_LISTEXPERTSRESPONSE']._serialized_start=797
+  _globals['_LISTEXPERTSRESPONSE']._serialized_end=912
+  _globals['_WAITREADYREQUEST']._serialized_start=914
+  _globals['_WAITREADYREQUEST']._serialized_end=947
+  _globals['_WAITREADYRESPONSE']._serialized_start=950
+  _globals['_WAITREADYRESPONSE']._serialized_end=1086
+  _globals['_SLATARGET']._serialized_start=1089
+  _globals['_SLATARGET']._serialized_end=1228
+  _globals['_LISTSERVEDREQUEST']._serialized_start=1230
+  _globals['_LISTSERVEDREQUEST']._serialized_end=1249
+  _globals['_MODELSTATUS']._serialized_start=1252
+  _globals['_MODELSTATUS']._serialized_end=1589
+  _globals['_LISTSERVEDRESPONSE']._serialized_start=1591
+  _globals['_LISTSERVEDRESPONSE']._serialized_end=1700
+  _globals['_SERVEMODELREQUEST']._serialized_start=1703
+  _globals['_SERVEMODELREQUEST']._serialized_end=1849
+  _globals['_SERVEMODELRESPONSE']._serialized_start=1851
+  _globals['_SERVEMODELRESPONSE']._serialized_end=1918
+  _globals['_UNSERVEMODELREQUEST']._serialized_start=1920
+  _globals['_UNSERVEMODELREQUEST']._serialized_end=1991
+  _globals['_UNSERVEMODELRESPONSE']._serialized_start=1993
+  _globals['_UNSERVEMODELRESPONSE']._serialized_end=2037
+  _globals['_OPERATIONS']._serialized_start=2040
+  _globals['_OPERATIONS']._serialized_end=2601
 # @@protoc_insertion_point(module_scope)

@@ -49,6 +49,21 @@ class OperationsStub(object):
                 request_serializer=expertmesh__api_dot_v1_dot_operations__pb2.WaitReadyRequest.SerializeToString,
                 response_deserializer=expertmesh__api_dot_v1_dot_operations__pb2.WaitReadyResponse.FromString,
                 _registered_method=True)
+        self.ListServed = channel.unary_unary(
+                '/expertmesh_api.v1.Operations/ListServed',
+                request_serializer=expertmesh__api_dot_v1_dot_operations__pb2.ListServedRequest.SerializeToString,
+                response_deserializer=expertmesh__api_dot_v1_dot_operations__pb2.ListServedResponse.FromString,
+                _registered_method=True)
+        self.ServeModel = channel.unary_unary(
+                '/expertmesh_api.v1.Operations/ServeModel',
+                request_serializer=expertmesh__api_dot_v1_dot_operations__pb2.ServeModelRequest.SerializeToString,
+                response_deserializer=expertmesh__api_dot_v1_dot_operations__pb2.ServeModelResponse.FromString,
+                _registered_method=True)
+        self.UnserveModel = channel.unary_unary(
+                '/expertmesh_api.v1.Operations/UnserveModel',
+                request_serializer=expertmesh__api_dot_v1_dot_operations__pb2.UnserveModelRequest.SerializeToString,
+                response_deserializer=expertmesh__api_dot_v1_dot_operations__pb2.UnserveModelResponse.FromString,
+                _registered_method=True)
 
 
 class OperationsServicer(object):
@@ -73,6 +88,27 @@ class OperationsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListServed(self, request, context):
+        """The models of the mesh, each with its target, its share of the budget, and how far it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ServeModel(self, request, context):
+        """Serves one more model. Ends when its trunk is loaded; its experts are loaded after that (WaitReady).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnserveModel(self, request, context):
+        """Takes a model away: no new requests at once, its memory once running ones ended or the drain time is over.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperationsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -90,6 +126,21 @@ def add_OperationsServicer_to_server(servicer, server):
                     servicer.WaitReady,
                     request_deserializer=expertmesh__api_dot_v1_dot_operations__pb2.WaitReadyRequest.FromString,
                     response_serializer=expertmesh__api_dot_v1_dot_operations__pb2.WaitReadyResponse.SerializeToString,
+            ),
+            'ListServed': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListServed,
+                    request_deserializer=expertmesh__api_dot_v1_dot_operations__pb2.ListServedRequest.FromString,
+                    response_serializer=expertmesh__api_dot_v1_dot_operations__pb2.ListServedResponse.SerializeToString,
+            ),
+            'ServeModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.ServeModel,
+                    request_deserializer=expertmesh__api_dot_v1_dot_operations__pb2.ServeModelRequest.FromString,
+                    response_serializer=expertmesh__api_dot_v1_dot_operations__pb2.ServeModelResponse.SerializeToString,
+            ),
+            'UnserveModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnserveModel,
+                    request_deserializer=expertmesh__api_dot_v1_dot_operations__pb2.UnserveModelRequest.FromString,
+                    response_serializer=expertmesh__api_dot_v1_dot_operations__pb2.UnserveModelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -173,6 +224,87 @@ class Operations(object):
             '/expertmesh_api.v1.Operations/WaitReady',
             expertmesh__api_dot_v1_dot_operations__pb2.WaitReadyRequest.SerializeToString,
             expertmesh__api_dot_v1_dot_operations__pb2.WaitReadyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListServed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/expertmesh_api.v1.Operations/ListServed',
+            expertmesh__api_dot_v1_dot_operations__pb2.ListServedRequest.SerializeToString,
+            expertmesh__api_dot_v1_dot_operations__pb2.ListServedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ServeModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/expertmesh_api.v1.Operations/ServeModel',
+            expertmesh__api_dot_v1_dot_operations__pb2.ServeModelRequest.SerializeToString,
+            expertmesh__api_dot_v1_dot_operations__pb2.ServeModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnserveModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/expertmesh_api.v1.Operations/UnserveModel',
+            expertmesh__api_dot_v1_dot_operations__pb2.UnserveModelRequest.SerializeToString,
+            expertmesh__api_dot_v1_dot_operations__pb2.UnserveModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -18,6 +18,12 @@ class OperationsStub:
     ListExperts: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListExpertsRequest, _operations_pb2.ListExpertsResponse]
     WaitReady: _aio.UnaryUnaryMultiCallable[_operations_pb2.WaitReadyRequest, _operations_pb2.WaitReadyResponse]
     """Ends when every expert of every served model has a live instance and placement is at rest, or at the deadline."""
+    ListServed: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListServedRequest, _operations_pb2.ListServedResponse]
+    """The models of the mesh, each with its target, its share of the budget, and how far it is."""
+    ServeModel: _aio.UnaryUnaryMultiCallable[_operations_pb2.ServeModelRequest, _operations_pb2.ServeModelResponse]
+    """Serves one more model. Ends when its trunk is loaded; its experts are loaded after that (WaitReady)."""
+    UnserveModel: _aio.UnaryUnaryMultiCallable[_operations_pb2.UnserveModelRequest, _operations_pb2.UnserveModelResponse]
+    """Takes a model away: no new requests at once, its memory once running ones ended or the drain time is over."""
 
 class OperationsServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -41,5 +47,29 @@ class OperationsServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_operations_pb2.WaitReadyRequest, _abc.Awaitable[_operations_pb2.WaitReadyResponse]],
     ) -> _abc.Awaitable[_operations_pb2.WaitReadyResponse]:
         """Ends when every expert of every served model has a live instance and placement is at rest, or at the deadline."""
+
+    @_abc_1.abstractmethod
+    def ListServed(
+        self,
+        request: _operations_pb2.ListServedRequest,
+        context: _aio.ServicerContext[_operations_pb2.ListServedRequest, _abc.Awaitable[_operations_pb2.ListServedResponse]],
+    ) -> _abc.Awaitable[_operations_pb2.ListServedResponse]:
+        """The models of the mesh, each with its target, its share of the budget, and how far it is."""
+
+    @_abc_1.abstractmethod
+    def ServeModel(
+        self,
+        request: _operations_pb2.ServeModelRequest,
+        context: _aio.ServicerContext[_operations_pb2.ServeModelRequest, _abc.Awaitable[_operations_pb2.ServeModelResponse]],
+    ) -> _abc.Awaitable[_operations_pb2.ServeModelResponse]:
+        """Serves one more model. Ends when its trunk is loaded; its experts are loaded after that (WaitReady)."""
+
+    @_abc_1.abstractmethod
+    def UnserveModel(
+        self,
+        request: _operations_pb2.UnserveModelRequest,
+        context: _aio.ServicerContext[_operations_pb2.UnserveModelRequest, _abc.Awaitable[_operations_pb2.UnserveModelResponse]],
+    ) -> _abc.Awaitable[_operations_pb2.UnserveModelResponse]:
+        """Takes a model away: no new requests at once, its memory once running ones ended or the drain time is over."""
 
 def add_OperationsServicer_to_server(servicer: OperationsServicer, server: _aio.Server) -> None: ...

@@ -76,3 +76,21 @@ class GatewayReport(_message.Message):
 class ReportAck(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class ServedBundle(_message.Message):
+    __slots__ = ("model", "precision", "manifest_digest", "manifest_bytes")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    precision: str
+    manifest_digest: str
+    manifest_bytes: int
+    def __init__(self, model: _Optional[str] = ..., precision: _Optional[str] = ..., manifest_digest: _Optional[str] = ..., manifest_bytes: _Optional[int] = ...) -> None: ...
+
+class BundleList(_message.Message):
+    __slots__ = ("bundles",)
+    BUNDLES_FIELD_NUMBER: _ClassVar[int]
+    bundles: _containers.RepeatedCompositeFieldContainer[ServedBundle]
+    def __init__(self, bundles: _Optional[_Iterable[_Union[ServedBundle, _Mapping]]] = ...) -> None: ...

@@ -44,6 +44,11 @@ class RoutesStub(object):
                 request_serializer=expertmesh__api_dot_v1_dot_routes__pb2.GatewayReport.SerializeToString,
                 response_deserializer=expertmesh__api_dot_v1_dot_routes__pb2.ReportAck.FromString,
                 _registered_method=True)
+        self.WatchBundles = channel.unary_stream(
+                '/expertmesh_api.v1.Routes/WatchBundles',
+                request_serializer=expertmesh__api_dot_v1_dot_routes__pb2.WatchRequest.SerializeToString,
+                response_deserializer=expertmesh__api_dot_v1_dot_routes__pb2.BundleList.FromString,
+                _registered_method=True)
 
 
 class RoutesServicer(object):
@@ -62,6 +67,13 @@ class RoutesServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchBundles(self, request, context):
+        """Which bundles gateways serve, now and after every change.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RoutesServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -74,6 +86,11 @@ def add_RoutesServicer_to_server(servicer, server):
                     servicer.Report,
                     request_deserializer=expertmesh__api_dot_v1_dot_routes__pb2.GatewayReport.FromString,
                     response_serializer=expertmesh__api_dot_v1_dot_routes__pb2.ReportAck.SerializeToString,
+            ),
+            'WatchBundles': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchBundles,
+                    request_deserializer=expertmesh__api_dot_v1_dot_routes__pb2.WatchRequest.FromString,
+                    response_serializer=expertmesh__api_dot_v1_dot_routes__pb2.BundleList.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -130,6 +147,33 @@ class Routes(object):
             '/expertmesh_api.v1.Routes/Report',
             expertmesh__api_dot_v1_dot_routes__pb2.GatewayReport.SerializeToString,
             expertmesh__api_dot_v1_dot_routes__pb2.ReportAck.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchBundles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/expertmesh_api.v1.Routes/WatchBundles',
+            expertmesh__api_dot_v1_dot_routes__pb2.WatchRequest.SerializeToString,
+            expertmesh__api_dot_v1_dot_routes__pb2.BundleList.FromString,
             options,
             channel_credentials,
             insecure,

@@ -17,6 +17,8 @@ class RoutesStub:
     Watch: _aio.UnaryStreamMultiCallable[_routes_pb2.WatchRequest, _routes_pb2.RouteTable]
     """The table now, then again after every change."""
     Report: _aio.StreamUnaryMultiCallable[_routes_pb2.GatewayReport, _routes_pb2.ReportAck]
+    WatchBundles: _aio.UnaryStreamMultiCallable[_routes_pb2.WatchRequest, _routes_pb2.BundleList]
+    """Which bundles gateways serve, now and after every change."""
 
 class RoutesServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -33,5 +35,13 @@ class RoutesServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _abc.AsyncIterator[_routes_pb2.GatewayReport],
         context: _aio.ServicerContext[_abc.AsyncIterator[_routes_pb2.GatewayReport], _abc.Awaitable[_routes_pb2.ReportAck]],
     ) -> _abc.Awaitable[_routes_pb2.ReportAck]: ...
+
+    @_abc_1.abstractmethod
+    def WatchBundles(
+        self,
+        request: _routes_pb2.WatchRequest,
+        context: _aio.ServicerContext[_routes_pb2.WatchRequest, _abc.AsyncIterator[_routes_pb2.BundleList]],
+    ) -> _abc.AsyncIterator[_routes_pb2.BundleList]:
+        """Which bundles gateways serve, now and after every change."""
 
 def add_RoutesServicer_to_server(servicer: RoutesServicer, server: _aio.Server) -> None: ...

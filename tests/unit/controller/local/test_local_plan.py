@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from expertmesh_common.access.tokens import new_token
 from expertmesh_common.errors import InvalidInput
 from expertmesh_controller.local.asking import UpFlags, up_request
-from expertmesh_controller.local.plan import controller_spec, find_bundle, worker_specs
+from expertmesh_controller.local.local_model import find_bundles
+from expertmesh_controller.local.plan import controller_spec, worker_specs
 from expertmesh_controller.local.reaching import free_port, is_local_only, reachable_host
 from expertmesh_controller.local.restarts import RestartPolicy, count_failures, restart_delay_s
 from expertmesh_controller.local.showing import join_line
@@ -17,7 +19,7 @@ from expertmesh_controller.settings import read_settings
 
 def flags(tmp_path, **changes):
     values = {
-        "model": tmp_path, "workers": 3, "budget_share": 0.6, "listen": "0.0.0.0:7070", "precision": "fp32",
+        "models": (str(tmp_path),), "workers": 3, "budget_share": 0.6, "listen": "0.0.0.0:7070", "precision": "fp32",
         "transport": "auto", "token": None, "secure": False, "tls": None, "cache": tmp_path, "logs": None,
         "controller_options": (),
     }  # fmt: skip
@@ -32,14 +34,38 @@ def test_listening_beyond_this_machine_demands_a_random_token(tmp_path):
     assert up_request(flags(tmp_path, token="mine"), tmp_path).token == "mine"
 
 
+def test_secure_demands_certificates_and_a_token_on_this_machine_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("EXPERTMESH_HOME", str(tmp_path / "home"))
+    request = up_request(flags(tmp_path, listen="127.0.0.1:7070", secure=True), tmp_path)
+    assert request.token
+    assert (request.tls / "key.pem").stat().st_mode & 0o777 == 0o600
+
+
 def test_the_token_goes_through_the_environment_and_never_through_arguments(tmp_path):
     request = up_request(flags(tmp_path, token="secret-token"), tmp_path)
-    specs = [controller_spec(request, {"A": "b"}), *worker_specs(request, 100, {"A": "b"})]
-    assert len(specs) == 4
-    for spec in specs:
-        assert spec.environment["EXPERTMESH_TOKEN"] == "secret-token"
+    controller, *workers = [controller_spec(request, {"A": "b"}), *worker_specs(request, 100, {"A": "b"})]
+    assert len(workers) == 3
+    assert controller.environment["EXPERTMESH_TOKEN"] == "secret-token"
+    for spec in (controller, *workers):
         assert spec.environment["A"] == "b"
         assert "secret-token" not in " ".join(spec.arguments)
+        assert request.join_token not in " ".join(spec.arguments)
+        assert request.local_token not in " ".join(spec.arguments)
+
+
+def test_a_chosen_token_that_further_gateways_could_not_know_is_refused(tmp_path):
+    with pytest.raises(InvalidInput, match="expertmesh tokens new"):
+        up_request(flags(tmp_path, token="mine", gateways=2), tmp_path)
+    assert up_request(flags(tmp_path, token=new_token(), gateways=2), tmp_path).token
+
+
+def test_workers_get_a_token_that_can_only_join(tmp_path):
+    request = up_request(flags(tmp_path, token="secret-token"), tmp_path)
+    joining = f"{request.join_token},{request.local_token}"
+    assert controller_spec(request, {}).environment["EXPERTMESH_JOIN_TOKEN"] == joining
+    for spec in worker_specs(request, 100, {}):
+        assert spec.environment["EXPERTMESH_TOKEN"] == request.local_token
+        assert "secret-token" not in spec.environment.values()
 
 
 def test_a_token_of_the_surroundings_does_not_leak_into_a_mesh_without_one(tmp_path):
@@ -58,8 +84,10 @@ def test_workers_of_this_machine_join_over_loopback_with_their_own_names(tmp_pat
 
 
 def test_the_printed_line_names_an_address_that_others_can_dial(tmp_path):
-    line = join_line(up_request(flags(tmp_path, token="t0"), tmp_path))
-    assert line == f"expertmesh worker --join {reachable_host()}:7070 --token t0"
+    request = up_request(flags(tmp_path, token="t0"), tmp_path)
+    line = join_line(request)
+    assert line == f"expertmesh worker --join {reachable_host()}:7070 --token {request.join_token}"
+    assert "--token t0" not in line
     assert "0.0.0.0" not in line
 
 
@@ -72,7 +100,7 @@ def test_wrong_flags_are_refused_with_what_is_allowed(tmp_path, changes):
 def test_without_a_bundle_it_says_what_to_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InvalidInput, match="expertmesh demo"):
-        find_bundle(None)
+        find_bundles(())
 
 
 def test_port_0_becomes_a_free_port(tmp_path):
@@ -105,7 +133,12 @@ def test_flags_win_over_environment_over_file(tmp_path: Path):
     file = tmp_path / "settings.toml"
     file.write_text('[controller]\nmodel = "from-file"\nslots = 2\nthreads = 3\nstore = "memory"\n')
     settings = read_settings({"slots": 8, "threads": None}, {"EXPERTMESH_THREADS": "5", "EXPERTMESH_SLOTS": "4"}, file)
-    assert (str(settings.model), settings.slots, settings.threads, settings.store) == ("from-file", 8, 5, "memory")
+    assert (str(settings.models[0].path), settings.slots, settings.threads, settings.store) == (
+        "from-file",
+        8,
+        5,
+        "memory",
+    )
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ class Link(ABC):
     def __init__(self, worker_id: str, transport: str) -> None:
         self.worker_id = worker_id
         self.transport = transport
+        self.frames = 0
         self.bytes_sent = 0
         self.bytes_received = 0
 

@@ -42,6 +42,7 @@ class GrpcLink(FramedLink):
 
     def send(self, frame: Sequence[Chunk], expires_at: float) -> None:  # noqa: ARG002 - the queue always takes it
         message = wrap(frame)
+        self.frames += 1
         self.bytes_sent += len(message)
         self._outgoing.put(message)
 

@@ -18,6 +18,7 @@ class LocalLink(Link):
         self._request: Request | None = None
 
     def post(self, request: Request, expires_at: float) -> None:  # noqa: ARG002 - nothing to wait for
+        self.frames += 1
         self._request = request
 
     def take(self, expires_at: float) -> Reply:  # noqa: ARG002 - nothing to wait for

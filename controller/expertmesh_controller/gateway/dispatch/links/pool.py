@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 
 from expertmesh_common.channel.host import ExpertHost
@@ -11,6 +12,7 @@ from expertmesh_common.errors import MeshError
 from expertmesh_controller.cluster.routes import WorkerRoute
 from expertmesh_controller.gateway.dispatch.bell import Bell
 from expertmesh_controller.gateway.dispatch.links.base import Link
+from expertmesh_controller.gateway.dispatch.links.ledger import Ledger, LinkTotals
 from expertmesh_controller.gateway.dispatch.links.local import LocalLink
 from expertmesh_controller.gateway.dispatch.links.opening import Caller, open_link
 from expertmesh_controller.gateway.dispatch.links.watchdog import Watchdog
@@ -18,7 +20,8 @@ from expertmesh_controller.gateway.dispatch.links.watchdog import Watchdog
 log = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S = 0.05
-MAX_BACKOFF_S = 2.0
+MAX_BACKOFF_S = 0.5  # a network that is healed, or a worker that is back, is in use again within a second
+OVERDUE_S = 2.0  # a link that is still not up after this is told to the control loop
 
 
 class LinkPool:
@@ -35,7 +38,7 @@ class LinkPool:
         self._lock = threading.Lock()
         self._keepers: dict[tuple[str, str], Keeper] = {}
         self._retired: list[Keeper] = []
-        self._past = (0, 0)  # bytes of closed links
+        self._ledger = Ledger()
 
     def follow(self, workers: Iterable[WorkerRoute]) -> None:
         """Keep links to exactly these workers. A worker that left keeps its link until `sweep`: it may be in use."""
@@ -53,13 +56,20 @@ class LinkPool:
         keeper = self._keepers.get((worker.worker_id, worker.generation))
         return None if keeper is None else keeper.link
 
+    def overdue(self, after_s: float = OVERDUE_S) -> frozenset[str]:
+        """Workers of the table whose link has been down for `after_s` seconds or more. For any thread."""
+        before = time.monotonic() - after_s
+        with self._lock:
+            keepers = list(self._keepers.values())
+        return frozenset(k.worker.worker_id for k in keepers if k.down_since is not None and k.down_since <= before)
+
     def drop(self, link: Link) -> None:
         """Close a link that failed; its keeper opens another."""
         with self._lock:
             keepers = [*self._keepers.values(), *self._retired]
         for keeper in keepers:
             if keeper.link is link:
-                self._count(link)
+                self._ledger.closed(link, failed=True)
                 keeper.drop()
 
     def sweep(self) -> None:
@@ -67,16 +77,20 @@ class LinkPool:
         with self._lock:
             retired, self._retired = self._retired, []
         for keeper in retired:
-            self._count(keeper.link)
+            if keeper.link is not None:
+                self._ledger.closed(keeper.link, failed=False)
             keeper.close()
 
     def bytes_moved(self) -> tuple[int, int]:
         """Bytes sent and received over all links since the start."""
+        totals = self.totals()
+        return sum(link.bytes_sent for link in totals), sum(link.bytes_received for link in totals)
+
+    def totals(self) -> tuple[LinkTotals, ...]:
+        """What the links to each worker have moved since the start. For any thread."""
         with self._lock:
             links = [k.link for k in (*self._keepers.values(), *self._retired)]
-            sent, received = self._past
-        up = [link for link in links if link is not None]
-        return sent + sum(link.bytes_sent for link in up), received + sum(link.bytes_received for link in up)
+        return self._ledger.totals([*self._local.values(), *(link for link in links if link is not None)])
 
     def close(self) -> None:
         """Close every link and end every thread."""
@@ -88,22 +102,20 @@ class LinkPool:
             keeper.join()
         self._watchdog.close()
 
-    def _count(self, link: Link | None) -> None:
-        if link is not None:
-            with self._lock:
-                sent, received = self._past
-                self._past = (sent + link.bytes_sent, received + link.bytes_received)
-
     def _open(self, worker: WorkerRoute) -> Link:
         return open_link(worker, self._caller, self._watchdog)
 
 
 class Keeper:
-    """One thread that opens a worker's link, and again after every drop, with growing pauses between failures."""
+    """One thread that opens a worker's link, and again after every drop, with growing pauses between failures.
+
+    `down_since` is None while the link is up, else when it went or was first wanted, in monotonic seconds.
+    """
 
     def __init__(self, worker: WorkerRoute, opening: Callable[[WorkerRoute], Link], bell: Bell) -> None:
         self.worker = worker
         self.link: Link | None = None
+        self.down_since: float | None = time.monotonic()
         self._opening, self._bell = opening, bell
         self._changed = threading.Condition()
         self._closed = False
@@ -114,6 +126,8 @@ class Keeper:
         """Close the link and have another opened."""
         with self._changed:
             link, self.link = self.link, None
+            if self.down_since is None:
+                self.down_since = time.monotonic()
             self._changed.notify()
         if link is not None:
             link.close()
@@ -145,6 +159,9 @@ class Keeper:
         except (MeshError, OSError) as error:
             log.warning("no link to worker %s yet: %s", self.worker.worker_id, error)
             return None
+        except Exception:  # whatever a worker sent: this thread must live to try again
+            log.exception("no link to worker %s yet, for a reason that was not foreseen", self.worker.worker_id)
+            return None
 
     def _hold(self, link: Link) -> None:
         """Offer the link until it is dropped."""
@@ -152,7 +169,7 @@ class Keeper:
             if self._closed:
                 link.close()
                 return
-            self.link = link
+            self.link, self.down_since = link, None
         log.info("link to worker %s is up over %s", link.worker_id, link.transport)
         self._bell.ring()
         with self._changed:

@@ -22,6 +22,7 @@ class StreamLink(FramedLink):
         try:
             self._frames.expire_at(expires_at)
             self.bytes_sent += self._frames.send(frame)
+            self.frames += 1
         except TimeoutError:
             raise LinkTimeout(f"worker {self.worker_id} did not take a request over {self.transport} in time") from None
         except OSError as error:

@@ -1,0 +1,78 @@
+"""One call over however many attempts it takes; it does no input or output itself."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+
+from expertmesh.errors import DeadlineExceeded, ExpertmeshError, InvalidRequest, NotFound, Overloaded, Unsupported
+from expertmesh.picking import Way
+from expertmesh.resuming import Failure, ResumePolicy, resume_delay_s
+
+
+class Attempts:
+    """The deadline of a call, its way through the addresses, and what failed since something last arrived.
+
+    Raises:
+        InvalidRequest: `deadline_s` is not above 0.
+
+    """
+
+    def __init__(
+        self,
+        policy: ResumePolicy,
+        deadline_s: float,
+        way: Way,
+        *,
+        now: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        if not deadline_s > 0:
+            raise InvalidRequest(f"deadline_s is {deadline_s:g}: it must be above 0")
+        self._policy = policy
+        self._way = way
+        self._now, self._chance = now, chance
+        self._deadline_s = deadline_s
+        self._deadline = now() + deadline_s
+        self._failures = 0
+
+    def next(self, so_far: str = "") -> tuple[int, float]:
+        """(place of the address to ask, seconds that it may take); `so_far` says in an error what has arrived.
+
+        Raises:
+            DeadlineExceeded: there are none left.
+
+        """
+        remaining_s = self._deadline - self._now()
+        if remaining_s <= 0:
+            raise DeadlineExceeded(f"no complete answer within deadline_s={self._deadline_s:g}{so_far}")
+        return self._way.next(), remaining_s
+
+    def worked(self) -> None:
+        """Something arrived."""
+        self._failures = 0
+        self._way.worked()
+
+    def failed(self, error: ExpertmeshError, *, started: bool = False, repeatable: bool = True) -> float:
+        """Seconds to wait before `next`.
+
+        Raises:
+            ExpertmeshError: `error`, if no further attempt makes sense.
+
+        """
+        down = not isinstance(error, (NotFound, Overloaded, Unsupported))
+        elsewhere = self._way.failed(down=down)
+        self._failures += not elsewhere
+        failure = Failure(
+            failures=self._failures,
+            started=started,
+            remaining_s=self._deadline - self._now(),
+            chance=self._chance(),
+            elsewhere=elsewhere,
+            repeatable=repeatable,
+        )
+        delay_s = resume_delay_s(self._policy, error, failure)
+        if delay_s is None:
+            raise error
+        return delay_s

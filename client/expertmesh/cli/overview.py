@@ -1,0 +1,119 @@
+"""What `expertmesh status` says: the state of a mesh in one value, and what keeps it from being whole. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from expertmesh.cli.output import counted, megabytes
+from expertmesh.inspecting import MeshFacts
+from expertmesh.types import ExpertPlacement, Node, ServedModel
+
+LIVE = "live"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """A served model. `copies` counts instances, `missing_experts` those that no worker serves."""
+
+    name: str
+    precision: str
+    context_tokens: int
+    ready: bool
+    experts: int
+    copies: int
+    missing_experts: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    worker_id: str
+    state: str
+    experts: int
+    resident_bytes: int
+    budget_bytes: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """The mesh at one address. `missing` says in sentences what it lacks; empty when `ready`."""
+
+    address: str
+    version: str
+    epoch: tuple[int, int]
+    ready: bool
+    models: tuple[ModelState, ...]
+    workers: tuple[WorkerState, ...]
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The answers an overview is made of."""
+
+    facts: MeshFacts
+    models: tuple[ServedModel, ...]
+    nodes: tuple[Node, ...]
+    experts: tuple[ExpertPlacement, ...]
+
+
+def overview(address: str, seen: Seen) -> Overview:
+    """Everything, judged."""
+    models = tuple(_model(model, seen.experts) for model in seen.models)
+    missing = (*_missing_models(models), *_missing_room(seen), *_missing_workers(seen.nodes))
+    return Overview(
+        address=address,
+        version=seen.facts.version,
+        epoch=seen.facts.epoch,
+        ready=not missing,
+        models=models,
+        workers=tuple(_worker(node) for node in seen.nodes),
+        missing=missing,
+    )
+
+
+def _model(model: ServedModel, placements: Sequence[ExpertPlacement]) -> ModelState:
+    mine = [e for e in placements if e.model == model.name]
+    return ModelState(
+        name=model.name,
+        precision=model.precision,
+        context_tokens=model.context_tokens,
+        ready=model.ready,
+        experts=len(mine),
+        copies=sum(len(e.worker_ids) for e in mine),
+        missing_experts=sum(not e.worker_ids for e in mine),
+    )
+
+
+def _worker(node: Node) -> WorkerState:
+    return WorkerState(
+        node.worker_id, node.state, node.experts, node.resident_bytes, node.budget_bytes, node.rows
+    )  # fmt: skip
+
+
+def _missing_models(models: Sequence[ModelState]) -> Iterator[str]:
+    if not models:
+        yield "no model is served: `expertmesh models serve NAME PATH`"
+    for model in models:
+        if model.missing_experts:
+            yield f"{model.name}: {model.missing_experts} of {model.experts} experts are on no worker"
+        elif not model.ready:
+            yield f"{model.name}: the gateway has not heard of all its experts yet"
+
+
+def _missing_room(seen: Seen) -> Iterator[str]:
+    if not seen.nodes:
+        yield "no worker has joined: `expertmesh worker --join HOST:PORT --token ...` on any machine"
+        return
+    need = sum(e.resident_bytes for e in seen.experts)
+    room = sum(node.budget_bytes for node in seen.nodes)
+    if need > room and not all(e.worker_ids for e in seen.experts):
+        lack = megabytes(need - room)
+        yield f"{counted(len(seen.nodes), 'worker')} lack {lack} MB for all experts: add one, or raise --budget"
+
+
+def _missing_workers(nodes: Sequence[Node]) -> Iterator[str]:
+    for node in nodes:
+        if node.state != LIVE:
+            yield f"worker {node.worker_id} is {node.state}"

@@ -1,0 +1,86 @@
+"""A served model as the operator asked for it: what gateway and control loop are both told."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from expertmesh_common.bundle.manifest import Precision
+from expertmesh_common.errors import InvalidInput
+
+__all__ = ["ModelSpec", "SlaTarget", "checked"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int4")
+
+
+@dataclass(frozen=True, slots=True)
+class SlaTarget:
+    """What a model's users are promised; 0 is no target.
+
+    Times in milliseconds over a window of seconds; `max_instances` (copies of each expert) 0 is no limit.
+    """
+
+    ttft_p95_ms: float = 0.0
+    token_p95_ms: float = 0.0
+    window_s: float = 60.0
+    min_instances: int = 1
+    max_instances: int = 0
+    cost_weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A bundle to serve under `name`, everything at `precision`.
+
+    `budget_share` is the most that its experts may take of all workers' budgets; `slots` answers run at once.
+    """
+
+    name: str
+    path: Path
+    precision: Precision
+    slots: int
+    budget_share: float = 1.0
+    sla: SlaTarget = field(default_factory=SlaTarget)
+
+    def to_document(self) -> dict[str, Any]:
+        """As a JSON value."""
+        return {**asdict(self), "path": str(self.path)}
+
+    @staticmethod
+    def from_document(document: dict[str, Any]) -> ModelSpec:
+        """The inverse of `to_document`.
+
+        Raises:
+            KeyError, TypeError: it is not one.
+
+        """
+        return ModelSpec(**{**document, "path": Path(document["path"]), "sla": SlaTarget(**document["sla"])})
+
+
+def checked(spec: ModelSpec) -> ModelSpec:
+    """The same spec.
+
+    Raises:
+        InvalidInput: a field is out of range; the message names it.
+
+    """
+    sla = spec.sla
+    if not _NAME.fullmatch(spec.name):
+        raise InvalidInput(f"name {spec.name[:40]!r} must be 1 to 128 letters, digits and any of '._-', no sign first")
+    if spec.precision not in PRECISIONS:
+        raise InvalidInput(f"precision {spec.precision!r} does not exist: allowed are {', '.join(PRECISIONS)}")
+    if not 1 <= spec.slots <= 1024:
+        raise InvalidInput(f"slots is {spec.slots}: allowed are 1 to 1024")
+    if not 0 < spec.budget_share <= 1:
+        raise InvalidInput(f"budget_share is {spec.budget_share:g}: expected more than 0 and at most 1")
+    for name in ("ttft_p95_ms", "token_p95_ms", "window_s", "cost_weight"):
+        value = float(getattr(sla, name))
+        if not math.isfinite(value) or value < 0:
+            raise InvalidInput(f"sla.{name} is {value:g}: expected 0 or more")
+    if sla.max_instances and sla.max_instances < sla.min_instances:
+        raise InvalidInput(f"sla.max_instances is {sla.max_instances}, less than sla.min_instances {sla.min_instances}")
+    return spec

@@ -1,0 +1,57 @@
+"""What gateways in other processes are told to serve, and where its files come from."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+
+from expertmesh_common.bundle.blobs import BlobStore, Bundle, file_digest
+from expertmesh_common.bundle.manifest import MANIFEST_NAME
+from expertmesh_controller.cluster.bundles import ServedBundle
+from expertmesh_controller.control.catalogue import ServedModel
+
+__all__ = ["BundleBlobs", "BundlesHub", "offered"]
+
+
+class BundlesHub:
+    """`Bundles` over memory: holds the newest list and wakes whoever watches. Used on one event loop."""
+
+    def __init__(self, bundles: Iterable[ServedBundle] = ()) -> None:
+        self.bundles = tuple(bundles)
+        self.watchers = 0
+        self._changed = asyncio.Event()
+
+    def publish(self, bundles: Iterable[ServedBundle]) -> None:
+        """Make this the newest list."""
+        self.bundles = tuple(bundles)
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def watch(self) -> AsyncIterator[tuple[ServedBundle, ...]]:
+        self.watchers += 1
+        try:
+            while True:
+                changed = self._changed
+                yield self.bundles
+                await changed.wait()
+        finally:
+            self.watchers -= 1
+
+
+class BundleBlobs(BlobStore):
+    """The blobs of a bundle, and its manifest under the manifest's own digest."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__(bundle.blobs.folder.parent)
+        self._manifest = bundle.folder / MANIFEST_NAME
+        self.manifest_digest = file_digest(self._manifest)
+
+    def path(self, digest: str) -> Path:
+        return self._manifest if digest == self.manifest_digest else super().path(digest)
+
+
+def offered(model: ServedModel) -> ServedBundle:
+    """What a gateway is told about a model."""
+    manifest = model.bundle.folder / MANIFEST_NAME
+    return ServedBundle(model.name, model.precision, file_digest(manifest), manifest.stat().st_size)

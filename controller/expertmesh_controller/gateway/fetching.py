@@ -1,0 +1,160 @@
+"""Bundles for a gateway away from the controller: from a folder of this machine, or fetched without the experts."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import grpc.aio
+
+from expertmesh_api.v1 import blobs_pb2, blobs_pb2_grpc
+from expertmesh_common.bundle.blobs import BlobStore, Bundle, file_digest
+from expertmesh_common.bundle.manifest import MANIFEST_NAME, Blob, Manifest, Precision, parse_manifest
+from expertmesh_common.errors import CorruptData, InvalidInput, MeshError, NotHere, Unavailable
+from expertmesh_controller.cluster.bundles import ServedBundle
+from expertmesh_controller.cluster.models import PRECISIONS
+
+__all__ = ["BundleCache", "gateway_blobs", "precision_of"]
+
+log = logging.getLogger(__name__)
+
+TRIES = 3
+"""A blob that breaks off is continued this often before the bundle is begun again later."""
+
+
+class BundleCache:
+    """Bundles by the digest of their manifests: `local` folders as they are, others under `root`, fetched once."""
+
+    def __init__(self, channel: grpc.aio.Channel, root: Path, local: Sequence[Path] = ()) -> None:
+        self._stub = blobs_pb2_grpc.BlobsStub(channel)
+        self._root = root
+        self._local = {file_digest(folder / MANIFEST_NAME): folder for folder in _bundles(local)}
+
+    async def bundle(self, wanted: ServedBundle) -> Bundle:
+        """The bundle with everything that a gateway needs at the served precision; experts are for workers.
+
+        Raises:
+            InvalidInput, CorruptData: the manifest is not one that this version can serve.
+            NotHere, Unavailable: the control loop does not have a blob, or is away; what came stays for the next try.
+
+        """
+        local = self._local.get(wanted.manifest_digest)
+        if local is not None:
+            return Bundle(local)
+        folder = self._root / wanted.manifest_digest
+        data = await self._manifest(wanted)
+        manifest = parse_manifest(data.decode(errors="replace"), f"the manifest of {wanted.model}")
+        blobs = tuple(gateway_blobs(manifest, precision_of(wanted)))
+        store = BlobStore(folder / "blobs")
+        store.folder.mkdir(parents=True, exist_ok=True)
+        for blob in blobs:
+            await self._fetch(blob, store)
+        await asyncio.to_thread(_write_manifest, data, folder)
+        log.info("fetched %s bytes=%d", wanted.model, sum(blob.size_bytes for blob in blobs))
+        return Bundle(folder)
+
+    async def _manifest(self, wanted: ServedBundle) -> bytes:
+        data = b"".join([part async for part in self._parts(wanted.manifest_digest, 0)])
+        if hashlib.sha256(data).hexdigest() != wanted.manifest_digest:
+            raise CorruptData(f"the manifest of {wanted.model} is not what its digest says: it changed while served")
+        return data
+
+    async def _fetch(self, blob: Blob, store: BlobStore) -> None:
+        if await asyncio.to_thread(_whole, store, blob.digest):
+            return
+        target = store.path(blob.digest)
+        partial = target.with_name(f"{blob.digest}.{os.getpid()}.partial")
+        try:
+            with await asyncio.to_thread(partial.open, "wb") as file:
+                await self._pull(blob, file)
+            found = await asyncio.to_thread(file_digest, partial)
+            if found != blob.digest:
+                raise CorruptData(f"blob {blob.digest} came with other bytes: their sha256 is {found}")
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    async def _pull(self, blob: Blob, file: BinaryIO) -> None:
+        for tries_left in reversed(range(TRIES)):
+            try:
+                async for part in self._parts(blob.digest, file.tell()):
+                    await asyncio.to_thread(file.write, part)
+            except Unavailable:
+                if not tries_left:
+                    raise
+            else:
+                return
+
+    async def _parts(self, digest: str, offset: int) -> AsyncIterator[bytes]:
+        call = self._stub.Fetch(blobs_pb2.FetchRequest(digest=digest, offset=offset))
+        try:
+            async for message in call:
+                yield message.data
+        except grpc.aio.AioRpcError as error:
+            kind: type[MeshError] = NotHere if error.code() == grpc.StatusCode.NOT_FOUND else Unavailable
+            raise kind(f"blob {digest} did not come: {error.code().name} {error.details()}") from error
+        finally:
+            call.cancel()
+
+
+def gateway_blobs(manifest: Manifest, precision: Precision) -> Iterator[Blob]:
+    """Every blob that a gateway reads: trunk segments, gates, tokenizer and chat template.
+
+    Raises:
+        InvalidInput: the bundle has no such precision.
+
+    """
+    if precision not in manifest.precisions:
+        raise InvalidInput(f"model {manifest.name} has no precision {precision}: {', '.join(manifest.precisions)}")
+    for segment in manifest.trunk.segments:
+        yield segment.graphs[precision].graph
+        yield segment.graphs[precision].weights
+    for layer in manifest.layers:
+        yield layer.gate.weights
+    yield manifest.tokenizer.vocabulary
+    if manifest.tokenizer.chat_template is not None:
+        yield manifest.tokenizer.chat_template
+
+
+def precision_of(bundle: ServedBundle) -> Precision:
+    """The precision as this version knows it.
+
+    Raises:
+        InvalidInput: it does not.
+
+    """
+    for precision in PRECISIONS:
+        if precision == bundle.precision:
+            return precision
+    raise InvalidInput(f"model {bundle.model} is served at {bundle.precision!r}, which this gateway does not know")
+
+
+def _bundles(folders: Sequence[Path]) -> Iterator[Path]:
+    for folder in folders:
+        if not (folder / MANIFEST_NAME).is_file():
+            raise NotHere(f"no model bundle in {folder}: {MANIFEST_NAME} is missing")
+        yield folder
+
+
+def _write_manifest(data: bytes, folder: Path) -> None:
+    """The very bytes, because their digest names the bundle; last, so that a folder with a manifest is whole."""
+    partial = folder / f"{MANIFEST_NAME}.{os.getpid()}.partial"
+    partial.write_bytes(data)
+    partial.replace(folder / MANIFEST_NAME)
+
+
+def _whole(store: BlobStore, digest: str) -> bool:
+    try:
+        store.verified(digest)
+    except NotHere:
+        return False
+    except CorruptData as error:
+        log.warning("fetching again: %s", error)
+        store.path(digest).unlink(missing_ok=True)
+        return False
+    return True
