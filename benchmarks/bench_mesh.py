@@ -31,10 +31,10 @@ START_S = 120.0
 
 @dataclass(frozen=True)
 class State:
-    """Where a mesh is, and what it demands."""
+    """Where a mesh is, and what it demands (nothing on loopback: a benchmark dials its workers itself)."""
 
     address: str
-    token: str
+    token: str | None
     pids: dict[str, int]
 
 
@@ -42,7 +42,7 @@ class State:
 def mesh(bundle: Path, transport: str, precision: str, folder: Path, *more: str) -> Iterator[State]:
     """A mesh of one controller and three workers, ended with SIGINT as a person would."""
     ready = folder / f"{transport}.json"
-    command = [sys.executable, "-m", "expertmesh.cli.main", "up", "--model", str(bundle), "--port", "0"]
+    command = [sys.executable, "-m", "expertmesh.cli.main", "up", "--model", str(bundle), "--port", "0", "--host", "127.0.0.1"]
     command += [
         "--transport",
         transport,

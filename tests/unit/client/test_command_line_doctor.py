@@ -23,7 +23,11 @@ from expertmesh_controller import doctoring as store
 from expertmesh_worker import doctoring as providers
 
 ASKED = Asked("localhost:7070", None, None, chosen=False)
-NOW = dt.datetime.now(dt.UTC)
+
+
+def now():
+    """Not a constant: certificates made later than it would not be valid yet."""
+    return dt.datetime.now(dt.UTC)
 
 
 def levels(findings) -> dict[str, str]:
@@ -146,7 +150,7 @@ def test_an_unreachable_mesh_fails_only_if_it_was_named(tmp_path):
 
 def test_good_certificates_pass_and_say_until_when(tmp_path):
     mint_development_ca(tmp_path, ["localhost"])
-    found = list(certificates.judged(tmp_path, NOW))
+    found = list(certificates.judged(tmp_path, now()))
     assert set(levels(found).values()) == {"ok"}
     assert any("good until" in f.says for f in found)
 
@@ -154,7 +158,7 @@ def test_good_certificates_pass_and_say_until_when(tmp_path):
 @pytest.mark.parametrize(("days", "level"), [(350, "warn"), (400, "fail"), (-1, "fail")])
 def test_certificates_that_end_soon_ended_or_have_not_begun_are_told(tmp_path, days, level):
     mint_development_ca(tmp_path, ["localhost"])
-    found = levels(certificates.judged(tmp_path, NOW + dt.timedelta(days=days)))
+    found = levels(certificates.judged(tmp_path, now() + dt.timedelta(days=days)))
     assert found["cert.pem"] == level
 
 
@@ -164,11 +168,11 @@ def test_files_of_two_meshes_an_open_key_and_a_missing_file_are_told(tmp_path):
     (tmp_path / "one/ca.pem").write_bytes((tmp_path / "two/ca.pem").read_bytes())
     (tmp_path / "one/key.pem").write_bytes((tmp_path / "two/key.pem").read_bytes())
     (tmp_path / "one/key.pem").chmod(0o644)
-    found = list(certificates.judged(tmp_path / "one", NOW))
+    found = list(certificates.judged(tmp_path / "one", now()))
     assert levels(found)["chain"] == "fail"
     assert [f.level for f in found if f.name == "key.pem"] == ["fail", "warn"]
     (tmp_path / "two/ca.pem").unlink()
-    assert [f.level for f in certificates.judged(tmp_path / "two", NOW)] == ["fail"]
+    assert [f.level for f in certificates.judged(tmp_path / "two", now())] == ["fail"]
 
 
 def test_the_cpu_computes_here():
