@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 PUBLIC_PREFIX = "/grpc.health.v1.Health/"
 RETRY_AFTER_KEY = "retry-after-ms"
+REVOKED = "the token was revoked or has expired while this call was running"
 
 if TYPE_CHECKING:  # the classes take type arguments in their stubs only
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -78,6 +79,8 @@ class _Entry:
         self.path = path
         self.caller = Identity()
         self.revoked = False
+        self.handing_over = False
+        """An answer is with gRPC. Cancelled there, a call would end without a status, and its caller wait for ever."""
         self._doorkeeper, self._token = doorkeeper, token
         self._needed = needed_scope(path)
         self._audit = audit if self._needed is Scope.ADMIN else None
@@ -99,7 +102,7 @@ class _Entry:
     def end(self) -> None:
         """The token was taken back."""
         self.revoked = True
-        if self._task is not None:
+        if self._task is not None and not self.handing_over:
             self._task.cancel()
 
     def ended_by_revocation(self) -> Unauthenticated | None:
@@ -107,7 +110,7 @@ class _Entry:
         if not self.revoked or self._task is None:
             return None
         self._task.uncancel()
-        return Unauthenticated("the token was revoked or has expired while this call was running")
+        return Unauthenticated(REVOKED)
 
     async def tell(self, request: Any, result: grpc.StatusCode) -> None:  # noqa: ANN401 - any message
         """Strangers leave no entry: they could fill the audit. The log has them."""
@@ -166,7 +169,11 @@ def _stream_out(behaviour: Any, entry: _Entry) -> Callable[[Any, Context], Async
         try:
             with entry.admit(context):
                 async for item in behaviour(request, context):
+                    entry.handing_over = True
                     yield item
+                    entry.handing_over = False
+                    if entry.revoked:
+                        raise Unauthenticated(REVOKED)
         except asyncio.CancelledError:
             if (revoked := entry.ended_by_revocation()) is None:
                 raise
