@@ -42,8 +42,10 @@ class State:
 def mesh(bundle: Path, transport: str, precision: str, folder: Path, *more: str) -> Iterator[State]:
     """A mesh of one controller and three workers, ended with SIGINT as a person would."""
     ready = folder / f"{transport}.json"
-    command = [sys.executable, "-m", "expertmesh.cli.main", "up", "--model", str(bundle), "--port", "0", "--host", "127.0.0.1"]
+    command = [sys.executable, "-m", "expertmesh.cli.main", "up", "--model", str(bundle)]
     command += [
+        "--listen",
+        "127.0.0.1:0",
         "--transport",
         transport,
         "--precision",
