@@ -36,6 +36,7 @@ class Attempts:
         self._deadline_s = deadline_s
         self._deadline = now() + deadline_s
         self._failures = 0
+        self._refusal: ExpertmeshError | None = None
 
     def next(self, so_far: str = "") -> tuple[int, float]:
         """(place of the address to ask, seconds that it may take); `so_far` says in an error what has arrived.
@@ -58,10 +59,12 @@ class Attempts:
         """Seconds to wait before `next`.
 
         Raises:
-            ExpertmeshError: `error`, if no further attempt makes sense.
+            ExpertmeshError: `error` (or an earlier refusal), if no further attempt makes sense.
 
         """
         down = not isinstance(error, (NotFound, Overloaded, Unsupported))
+        if isinstance(error, (NotFound, Unsupported)):
+            self._refusal = error
         elsewhere = self._way.failed(down=down)
         self._failures += not elsewhere
         failure = Failure(
@@ -74,5 +77,6 @@ class Attempts:
         )
         delay_s = resume_delay_s(self._policy, error, failure)
         if delay_s is None:
-            raise error
+            # What a gateway said counts more than that another one could not be reached to say the same.
+            raise self._refusal or error
         return delay_s

@@ -7,8 +7,18 @@ import os
 import grpc
 import pytest
 
-from expertmesh import AsyncClient, Client, FailedPrecondition, InvalidRequest, Overloaded, ResumePolicy, Unavailable
+from expertmesh import (
+    AsyncClient,
+    Client,
+    FailedPrecondition,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    ResumePolicy,
+    Unavailable,
+)
 from expertmesh.addresses import addresses_of
+from expertmesh.attempts import Attempts
 from expertmesh.picking import AVOID_S, Picker, Way
 from unit.client.scripted_mesh import WORDS, breaks_after, whole
 
@@ -170,3 +180,18 @@ def test_a_client_from_before_a_fork_says_so(serve, monkeypatch):
             client.generate("x")
         monkeypatch.undo()
         assert client.tokenize("x").ids == (0,)
+
+
+def ask_on(attempts, answers):
+    for _ in range(20):
+        place, _ = attempts.next()
+        attempts.failed(answers[place])
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_refusal_counts_more_than_that_another_gateway_is_away(first):
+    refused, away = NotFound("no such model"), Unavailable("connection refused")
+    attempts = Attempts(QUICK, 5.0, Way(Picker(2, first=first)))
+
+    with pytest.raises(NotFound, match="no such model"):
+        ask_on(attempts, (refused, away))
