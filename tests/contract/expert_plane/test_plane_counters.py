@@ -1,0 +1,41 @@
+"""What an expert plane counts."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rigs.expert_planes import (
+    EVERYTHING,
+    EXPERTS,
+    WIDTH,
+    check,
+    some_rows,
+    table,
+)
+
+
+def test_the_plane_counts_rows_per_expert_routed_neurons_and_bytes(start_here, make_plane):
+    worker, host = start_here()
+    plane = make_plane()
+    plane.update(table(1, (worker.route, EVERYTHING)))
+    rows = some_rows(6)
+    check(plane, 1, rows)
+    pairs = [pair for _, asked, _ in host.requests for pair in asked]
+    assert plane.counters.rows() == {(1, e): n for e in range(EXPERTS) if (n := sum(x == e for _, x in pairs))}
+    assert plane.last_active.tolist() == [sum(WIDTH + e for t, e in pairs if t == row) for row in range(6)]
+    assert plane.last_active.dtype == np.int32
+    traffic = plane.traffic()
+    assert traffic.frames == 1
+    assert traffic.bytes_sent > rows.nbytes
+    assert traffic.bytes_received > rows.nbytes
+
+
+def test_a_workers_traffic_still_counts_after_it_left_the_table(start_here, make_plane):
+    (first, _), (second, _) = start_here("w0"), start_here("w1")
+    plane = make_plane()
+    plane.update(table(1, (first.route, EVERYTHING)))
+    check(plane, 0, some_rows())
+    before = plane.traffic()
+    plane.update(table(2, (second.route, EVERYTHING)))
+    check(plane, 0, some_rows())
+    assert plane.traffic().bytes_sent == 2 * before.bytes_sent
