@@ -123,7 +123,7 @@ def _layer(layer: Layer) -> LayerReport:
         experts=len(layer.experts),
         shared_width=layer.shared_width,
         expert_width=max((expert.width for expert in layer.experts), default=0),
-        threshold=layer.gate.threshold,
+        threshold=None if layer.gate is None else layer.gate.threshold,
         expected_share=evaluated / layer.total_width,
         lowest_frequency=min(frequencies, default=0.0),
         highest_frequency=max(frequencies, default=0.0),

@@ -116,12 +116,15 @@ def _require_supported(bundle: Bundle, precision: Precision) -> None:
         raise BundleError(
             f"{manifest.name} is not whole at {precision}; it has {', '.join(manifest.precisions) or 'no precision'}"
         )
-    other = [layer.index for layer in manifest.layers if layer.gate.picker != "threshold"]
+    other = [layer.index for layer in manifest.layers if layer.gate is None or layer.gate.picker != "threshold"]
     if other:
-        raise BundleError(f"layer {other[0]} of {manifest.name} picks by top_k; the reference knows threshold only")
+        raise BundleError(
+            f"layer {other[0]} of {manifest.name} has no threshold; the reference knows carved models only"
+        )
 
 
 def _block(bundle: Bundle, config: DenseConfig, layer: Layer, segment: Tensors, precision: Precision) -> _Block:
+    assert layer.gate is not None, "checked when the model was opened"
     gate = _read(bundle, layer.gate.weights)
     threshold = np.float32(layer.gate.threshold if layer.gate.threshold is not None else -np.inf)
     experts = [_read(bundle, expert.blobs[precision]) for expert in layer.experts]

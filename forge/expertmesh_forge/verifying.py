@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 
 from expertmesh_common.bundle.blobs import Bundle
-from expertmesh_common.bundle.manifest import Blob, Expert, Graph, Layer, Precision
+from expertmesh_common.bundle.manifest import Blob, Expert, Gate, Graph, Layer, Precision
 from expertmesh_common.bundle.tensors import read_tensors, read_views
 from expertmesh_common.errors import CorruptData, MeshError
 from expertmesh_common.graphs.expert import ExpertShape, expert_graph
@@ -127,18 +127,19 @@ def _layers(bundle: Bundle, found: Verified, on_progress: OnProgress) -> None:
 
 
 def _layer(bundle: Bundle, layer: Layer, found: Verified) -> Problems:
-    found.gates += 1
-    yield from _gate(bundle, layer)
+    if layer.gate is not None:
+        found.gates += 1
+        yield from _gate(bundle, layer.gate, len(layer.experts))
     for expert in layer.experts:
         for precision in expert.blobs:
             found.experts += 1
             yield from _expert(bundle, expert, precision)
 
 
-def _gate(bundle: Bundle, layer: Layer) -> Problems:
-    hidden, experts = bundle.manifest.trunk.hidden, len(layer.experts)
+def _gate(bundle: Bundle, gate: Gate, experts: int) -> Problems:
+    hidden = bundle.manifest.trunk.hidden
     try:
-        tensors = read_tensors(bundle.path(layer.gate.weights))
+        tensors = read_tensors(bundle.path(gate.weights))
     except CorruptData as error:
         yield f"gate: {error}"
         return

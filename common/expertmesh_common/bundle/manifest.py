@@ -10,120 +10,48 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from expertmesh_common.bundle.parts import (
+    PRECISIONS,
+    Blob,
+    Digest,
+    Expert,
+    ExpertBlob,
+    Frozen,
+    Gate,
+    Graph,
+    Layer,
+    Precision,
+    Segment,
+    Share,
+    Trunk,
+)
 from expertmesh_common.errors import CorruptData, InvalidInput, NotHere
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 
-Precision = Literal["fp32", "int4"]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Blob(Frozen):
-    """A content-addressed file of the bundle."""
-
-    digest: Digest
-    size_bytes: Annotated[int, Field(gt=0)]
-
-
-class ExpertBlob(Blob):
-    """One expert at one precision. `resident_bytes` is what a loaded instance counts against a budget."""
-
-    resident_bytes: Annotated[int, Field(gt=0)]
-
-
-class Expert(Frozen):
-    """A routed expert. `frequency` is the share of calibration tokens that were routed to it."""
-
-    index: Annotated[int, Field(ge=0)]
-    width: Annotated[int, Field(gt=0)]
-    frequency: Share
-    blobs: dict[Precision, ExpertBlob]
-
-
-class Gate(Frozen):
-    """How a layer's rows choose experts: scorer -> picker -> weights, all as data.
-
-    `weights` is a safetensors blob with `router` float32 [hidden, experts] and `bias` float32 [experts];
-    scores = rows @ router + bias. Scorer `linear` uses them as they are. Picker `threshold` takes every expert whose
-    score is >= `threshold`, at least `min_k` (best first) and at most `max_k`; picker `top_k` takes the best `max_k`.
-    `weighting` `one` gives every picked expert weight 1 (a plain sum).
-    """
-
-    scorer: Literal["linear"]
-    picker: Literal["threshold", "top_k"]
-    threshold: float | None = None
-    min_k: Annotated[int, Field(ge=0)] = 0
-    max_k: Annotated[int, Field(ge=1)]
-    weighting: Literal["one"] = "one"
-    weight_on: Literal["input", "output"] = "output"
-    weights: Blob
-
-    @model_validator(mode="after")
-    def _is_whole(self) -> Self:
-        if self.picker == "threshold" and self.threshold is None:
-            raise ValueError("picker `threshold` needs a threshold")
-        if self.min_k > self.max_k:
-            raise ValueError(f"min_k {self.min_k} is above max_k {self.max_k}")
-        return self
-
-
-class Layer(Frozen):
-    """A feed-forward block. `total_width` counts shared and routed neurons; shared ones live in the trunk."""
-
-    index: Annotated[int, Field(ge=0)]
-    kind: Literal["moe"]
-    gate: Gate
-    shared_width: Annotated[int, Field(ge=0)]
-    total_width: Annotated[int, Field(gt=0)]
-    experts: tuple[Expert, ...]
-
-    @model_validator(mode="after")
-    def _is_whole(self) -> Self:
-        if [e.index for e in self.experts] != list(range(len(self.experts))):
-            raise ValueError(f"the experts of layer {self.index} are not numbered 0, 1, 2, ...")
-        width = self.shared_width + sum(e.width for e in self.experts)
-        if width != self.total_width:
-            raise ValueError(
-                f"layer {self.index} has {width} neurons in its experts, total_width is {self.total_width}"
-            )
-        return self
-
-
-class Graph(Frozen):
-    """An ONNX graph whose initialisers lie in the safetensors blob `weights` (its location is that digest)."""
-
-    graph: Blob
-    weights: Blob
-
-
-class Segment(Frozen):
-    """A piece of the trunk between two MoE layers, at each precision. The last one is the head."""
-
-    index: Annotated[int, Field(ge=0)]
-    graphs: dict[Precision, Graph]
-
-
-class Trunk(Frozen):
-    """Everything that is not a routed expert. Segment i (i < layers) ends at MoE layer i; the last is the head."""
-
-    hidden: Annotated[int, Field(gt=0)]
-    heads: Annotated[int, Field(gt=0)]
-    kv_heads: Annotated[int, Field(gt=0)]
-    head_dim: Annotated[int, Field(gt=0)]
-    vocabulary: Annotated[int, Field(gt=0)]
-    context_tokens: Annotated[int, Field(gt=0)]
-    rope_base: float
-    norm_epsilon: float
-    activation: Literal["swiglu"]
-    segments: tuple[Segment, ...]
+__all__ = [
+    "MANIFEST_NAME",
+    "PRECISIONS",
+    "SCHEMA_VERSION",
+    "Blob",
+    "Calibration",
+    "Expert",
+    "ExpertBlob",
+    "Gate",
+    "Graph",
+    "Layer",
+    "Manifest",
+    "Precision",
+    "Segment",
+    "Tokenizer",
+    "Trunk",
+    "parse_manifest",
+    "read_manifest",
+    "write_manifest",
+]
 
 
 class Tokenizer(Frozen):
@@ -149,7 +77,7 @@ class Calibration(Frozen):
 class Manifest(Frozen):
     """A token MoE."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     kind: Literal["token-moe"] = "token-moe"
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
     family: str
@@ -178,8 +106,7 @@ class Manifest(Frozen):
         sets = [set(e.blobs) for layer in self.layers for e in layer.experts]
         sets += [set(s.graphs) for s in self.trunk.segments]
         common = set.intersection(*sets) if sets else set()
-        order: tuple[Precision, ...] = ("fp32", "int4")
-        return tuple(p for p in order if p in common)
+        return tuple(p for p in PRECISIONS if p in common)
 
     def expert_bytes(self, precision: Precision) -> int:
         """Resident bytes of one copy of every routed expert."""

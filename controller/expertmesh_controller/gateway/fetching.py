@@ -115,7 +115,8 @@ def gateway_blobs(manifest: Manifest, precision: Precision) -> Iterator[Blob]:
         yield segment.graphs[precision].graph
         yield segment.graphs[precision].weights
     for layer in manifest.layers:
-        yield layer.gate.weights
+        if layer.gate is not None:
+            yield layer.gate.weights
     yield manifest.tokenizer.vocabulary
     if manifest.tokenizer.chat_template is not None:
         yield manifest.tokenizer.chat_template

@@ -18,6 +18,8 @@ from expertmesh_controller.gateway.gating.routing import Routing
 from expertmesh_controller.gateway.gating.scorers import SCORERS, Floats
 from expertmesh_controller.gateway.gating.weightings import WEIGHTINGS
 
+_NO_BLOB = manifest.Blob(digest="0" * 64, size_bytes=1)
+_DENSE = manifest.Gate(scorer="linear", picker="top_k", max_k=1, weights=_NO_BLOB)
 MAX_REMEMBERED = 4096  # routings of single rows; a layer of 8 experts has 256
 
 
@@ -86,10 +88,17 @@ class Gate:
 
 
 def load_gates(bundle: Bundle) -> tuple[Gate, ...]:
-    """The gates of a bundle, one per layer.
+    """The gates of a bundle, one per layer; that of a dense layer has no experts and picks none.
 
     Raises:
         CorruptData: a gate's blob is not what the manifest says.
 
     """
-    return tuple(Gate(layer.gate, read_tensors(bundle.path(layer.gate.weights))) for layer in bundle.manifest.layers)
+    return tuple(_gate(bundle, layer) for layer in bundle.manifest.layers)
+
+
+def _gate(bundle: Bundle, layer: manifest.Layer) -> Gate:
+    if layer.gate is not None:
+        return Gate(layer.gate, read_tensors(bundle.path(layer.gate.weights)))
+    nothing = {"router": np.zeros((bundle.manifest.trunk.hidden, 0), np.float32), "bias": np.zeros(0, np.float32)}
+    return Gate(_DENSE, nothing)
