@@ -6,19 +6,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 import grpc
-from google.protobuf.message import Message
 
+from expertmesh import calls
+from expertmesh.calls import Call, Request, Response
 from expertmesh.channel import DEFAULT_ADDRESS, Connection, Tls
 from expertmesh.endpoints import to_error
 from expertmesh_api.v1 import access_pb2
 
 DEADLINE_S = 30.0
 AUDIT_ENTRIES = 100
-
-Response = TypeVar("Response", bound=Message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,22 +71,20 @@ class Access:
     def create(self, name: str, scopes: Sequence[str], *, ttl_s: float = 0.0) -> NewToken:
         """A new token that ends after `ttl_s` seconds; 0: when it is revoked. Scopes: infer, operate, admin, join."""
         request = access_pb2.CreateTokenRequest(name=name, scopes=scopes, ttl_ms=int(ttl_s * 1000))
-        answer = self._ask("CreateToken", request, access_pb2.CreateTokenResponse)
+        answer = self._ask(calls.CREATE_TOKEN, request)
         return NewToken(answer.token, _info(answer.info))
 
     def tokens(self) -> tuple[TokenInfo, ...]:
         """Every token, also those that ended within the last 30 days."""
-        answer = self._ask("ListTokens", access_pb2.ListTokensRequest(), access_pb2.ListTokensResponse)
-        return tuple(_info(info) for info in answer.tokens)
+        return tuple(_info(info) for info in self._ask(calls.LIST_TOKENS, access_pb2.ListTokensRequest()).tokens)
 
     def revoke(self, token_id: str) -> TokenInfo:
         """Take a token back: servers refuse it, and end its running streams, within a second."""
-        request = access_pb2.RevokeTokenRequest(id=token_id)
-        return _info(self._ask("RevokeToken", request, access_pb2.RevokeTokenResponse).info)
+        return _info(self._ask(calls.REVOKE_TOKEN, access_pb2.RevokeTokenRequest(id=token_id)).info)
 
     def audit(self, limit: int = AUDIT_ENTRIES) -> tuple[AuditEntry, ...]:
         """The last `limit` entries, at most 1000, oldest first."""
-        answer = self._ask("ListAudit", access_pb2.ListAuditRequest(limit=limit), access_pb2.ListAuditResponse)
+        answer = self._ask(calls.LIST_AUDIT, access_pb2.ListAuditRequest(limit=limit))
         return tuple(
             AuditEntry(
                 e.at_unix_ms / 1000, e.token_id, e.token_name, e.peer, e.method, e.arguments_digest, e.result
@@ -106,12 +103,9 @@ class Access:
     ) -> None:
         self.close()
 
-    def _ask(self, method: str, request: Message, response: type[Response]) -> Response:
-        call = self._channel.unary_unary(
-            f"/expertmesh_api.v1.Access/{method}", type(request).SerializeToString, response.FromString
-        )
+    def _ask(self, call: Call[Request, Response], request: Request) -> Response:
         try:
-            return call(request, timeout=DEADLINE_S, metadata=self._metadata)
+            return call.bind(self._channel)(request, timeout=DEADLINE_S, metadata=self._metadata)
         except grpc.RpcError as error:
             raise to_error(error, self._address) from error
 

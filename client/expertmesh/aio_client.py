@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -53,8 +52,7 @@ class AsyncClient:
         **options: Unpack[GenerateOptions],
     ) -> AsyncTokenStream:
         """Continue a text, token ids or a conversation; give exactly one of them."""
-        request_id = options.get("request_id") or uuid.uuid4().hex
-        request = generate_request(prompt, prompt_ids, messages, options, request_id)
+        request = generate_request(prompt, prompt_ids, messages, options)
         attempts = self._endpoints.attempts(self._resume, options.get("deadline_s", self._deadline_s))
         return AsyncTokenStream(Generation(request, attempts), self._endpoints)
 
@@ -101,9 +99,8 @@ class AsyncClient:
     ) -> Score:
         """How likely a text, or token ids, are under the model: natural logarithms per token, and their total."""
         request = score_request(
-            text, ids, prompt, prompt_ids, model=model, top_logprobs=top_logprobs,
-            request_id=request_id or uuid.uuid4().hex,
-        )  # fmt: skip
+            text, ids, prompt, prompt_ids, model=model, top_logprobs=top_logprobs, request_id=request_id
+        )
         return replies.score(await self._unary(calls.SCORE, request, deadline_s), request.request_id)
 
     async def models(self, *, deadline_s: float | None = None) -> tuple[ServedModel, ...]:

@@ -5,7 +5,7 @@ The generated stubs are typed for asyncio only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from expertmesh_api.v1 import access_pb2 as access
 from expertmesh_api.v1 import gating_pb2 as gating
 from expertmesh_api.v1 import inference_pb2 as inference
 from expertmesh_api.v1 import operations_pb2 as operations
@@ -20,13 +21,9 @@ from expertmesh_api.v1 import operations_pb2 as operations
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 
-AsyncReply = grpc.aio.UnaryStreamCall[inference.GenerateRequest, inference.GenerateResponse]
 
-
-class Reply(Protocol):
-    """A running server stream."""
-
-    def __iter__(self) -> Iterator[inference.GenerateResponse]: ...
+class Cancellable(Protocol):
+    """A running call."""
 
     def cancel(self) -> object: ...
 
@@ -69,6 +66,11 @@ SERVE_MODEL = _call("Operations", "ServeModel", operations.ServeModelRequest, op
 UNSERVE_MODEL = _call(
     "Operations", "UnserveModel", operations.UnserveModelRequest, operations.UnserveModelResponse, repeatable=False
 )
+
+CREATE_TOKEN = _call("Access", "CreateToken", access.CreateTokenRequest, access.CreateTokenResponse, repeatable=False)
+LIST_TOKENS = _call("Access", "ListTokens", access.ListTokensRequest, access.ListTokensResponse)
+REVOKE_TOKEN = _call("Access", "RevokeToken", access.RevokeTokenRequest, access.RevokeTokenResponse)
+LIST_AUDIT = _call("Access", "ListAudit", access.ListAuditRequest, access.ListAuditResponse)
 
 _GENERATE = "/expertmesh_api.v1.Inference/Generate"
 _Serialise = Callable[[inference.GenerateRequest], bytes]

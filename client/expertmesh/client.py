@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -72,8 +71,7 @@ class Client:
             InvalidRequest: at once, when the arguments make no request; everything else comes while iterating.
 
         """
-        request_id = options.get("request_id") or uuid.uuid4().hex
-        request = generate_request(prompt, prompt_ids, messages, options, request_id)
+        request = generate_request(prompt, prompt_ids, messages, options)
         attempts = self._endpoints.attempts(self._resume, options.get("deadline_s", self._deadline_s))
         return TokenStream(Generation(request, attempts), self._endpoints)
 
@@ -127,9 +125,8 @@ class Client:
 
         """
         request = score_request(
-            text, ids, prompt, prompt_ids, model=model, top_logprobs=top_logprobs,
-            request_id=request_id or uuid.uuid4().hex,
-        )  # fmt: skip
+            text, ids, prompt, prompt_ids, model=model, top_logprobs=top_logprobs, request_id=request_id
+        )
         return replies.score(self._unary(calls.SCORE, request, deadline_s), request.request_id)
 
     def models(self, *, deadline_s: float | None = None) -> tuple[ServedModel, ...]:

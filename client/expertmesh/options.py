@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
@@ -52,9 +53,8 @@ def generate_request(
     prompt_ids: Sequence[int] | None,
     messages: Sequence[Message] | None,
     options: GenerateOptions,
-    request_id: str,
 ) -> pb.GenerateRequest:
-    """The wire form of one generation.
+    """The wire form of one generation, with a random request id unless the options name one.
 
     Raises:
         InvalidRequest: there is not exactly one input, or an option is unknown or of the wrong type or range.
@@ -66,13 +66,18 @@ def generate_request(
             model=options.get("model", ""),
             sampling=_sampling(options),
             max_tokens=options.get("max_tokens", 0),
-            request_id=request_id,
+            request_id=options.get("request_id") or random_request_id(),
             logprobs=options.get("logprobs", False) or options.get("top_logprobs", 0) > 0,
         )
         _set_input(request, prompt, prompt_ids, messages)
     except (TypeError, ValueError) as error:
         raise InvalidRequest(f"a generation option does not fit its field: {error}") from error
     return request
+
+
+def random_request_id() -> str:
+    """A name for a request that its caller gave none."""
+    return uuid.uuid4().hex
 
 
 def _check_names(options: GenerateOptions) -> None:

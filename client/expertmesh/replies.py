@@ -19,9 +19,7 @@ from expertmesh_api.v1 import inference_pb2, operations_pb2
 
 
 def token(message: inference_pb2.Token) -> Token:
-    alternatives = tuple(TopLogprob(top.id, top.logprob) for top in message.top_logprobs)
-    logprob = message.logprob if message.HasField("logprob") else None
-    return Token(message.position, message.id, message.text, logprob, alternatives)
+    return Token(message.position, message.id, message.text, *_logprobs(message))
 
 
 def completion(
@@ -62,10 +60,15 @@ def score(message: inference_pb2.ScoreResponse, request_id: str) -> Score:
 
 
 def _scored_token(message: inference_pb2.ScoredToken) -> ScoredToken:
-    alternatives = tuple(TopLogprob(top.id, top.logprob) for top in message.top_logprobs)
-    return ScoredToken(
-        message.id, message.piece, message.logprob if message.HasField("logprob") else None, alternatives
-    )
+    return ScoredToken(message.id, message.piece, *_logprobs(message))
+
+
+def _logprobs(
+    message: inference_pb2.Token | inference_pb2.ScoredToken,
+) -> tuple[float | None, tuple[TopLogprob, ...]]:
+    """That of the token itself, if the server told it, and the most likely ones at its place."""
+    own = message.logprob if message.HasField("logprob") else None
+    return own, tuple(TopLogprob(top.id, top.logprob) for top in message.top_logprobs)
 
 
 def tokenization(message: inference_pb2.TokenizeResponse) -> Tokenization:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from expertmesh.errors import InvalidRequest
-from expertmesh.options import Message, chat
+from expertmesh.options import Message, chat, random_request_id
 from expertmesh_api.v1 import inference_pb2 as pb
 
 
@@ -33,7 +33,7 @@ def score_request(
     top_logprobs: int,
     request_id: str,
 ) -> pb.ScoreRequest:
-    """Exactly one of text and ids, and at most one of prompt and prompt_ids.
+    """Exactly one of text and ids, and at most one of prompt and prompt_ids; no `request_id` is a random one.
 
     Raises:
         InvalidRequest: there are more or fewer, or a value does not fit its field.
@@ -51,7 +51,7 @@ def score_request(
             prompt=prompt,
             prompt_ids=None if prompt_ids is None else pb.TokenIds(ids=prompt_ids),
             top_logprobs=top_logprobs,
-            request_id=request_id,
+            request_id=request_id or random_request_id(),
         )
     except (TypeError, ValueError) as error:
         raise InvalidRequest(f"an argument of score does not fit its field: {error}") from error

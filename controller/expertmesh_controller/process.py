@@ -12,11 +12,10 @@ from typing import Any
 
 from expertmesh.version import __version__
 from expertmesh_common.clock import SystemClock
-from expertmesh_common.errors import InvalidInput
 from expertmesh_common.observability.tracing import tracing_while
 from expertmesh_common.observability.watching import CONTROLLER_PORT, shown
 from expertmesh_common.running import run_service
-from expertmesh_common.security import Security, TlsFiles
+from expertmesh_common.security import Security
 from expertmesh_common.serving import Serving
 from expertmesh_controller.cluster.models import ModelSpec
 from expertmesh_controller.cluster.routes import Routes
@@ -31,7 +30,7 @@ from expertmesh_controller.gateway.doors import add_services
 from expertmesh_controller.gateway.hosting import ModelHost, Surroundings
 from expertmesh_controller.gateway.settings import GatewaySettings
 from expertmesh_controller.http_door import HttpDoor, openai_door
-from expertmesh_controller.local.reaching import is_local_only
+from expertmesh_controller.listening import security_for
 from expertmesh_controller.observing import controller_shows
 from expertmesh_controller.settings import ControllerSettings, data_folder
 
@@ -55,7 +54,7 @@ async def serve(settings: ControllerSettings, stop: asyncio.Event) -> None:
         MeshError: see `run`; also when the control loop cannot go on.
 
     """
-    security = security_of(settings)
+    security = security_for(settings.listen, settings.token, settings.tls)
     async with (
         tracing_while("controller", settings.listen, os.environ, settings.otlp) as tracing,
         _store(settings) as store,
@@ -89,21 +88,6 @@ async def serve(settings: ControllerSettings, stop: asyncio.Event) -> None:
             doors = [serving.stop(settings.drain_s), *([] if door is None else [door.stop()])]
             await _end(doors, loop, host, tasks)
     log.info("controller stopped")
-
-
-def security_of(settings: ControllerSettings) -> Security:
-    """What callers must present.
-
-    Raises:
-        InvalidInput: other machines could connect, and nothing is demanded of them; or a TLS file is missing.
-
-    """
-    if settings.token is None and settings.tls is None and not is_local_only(settings.listen):
-        raise InvalidInput(
-            f"listening on {settings.listen} lets other machines in: demand a token (--token or EXPERTMESH_TOKEN) "
-            "or certificates (--tls), or listen on 127.0.0.1"
-        )
-    return Security(None if settings.tls is None else TlsFiles.in_folder(settings.tls), settings.token)
 
 
 @contextlib.asynccontextmanager

@@ -1,19 +1,19 @@
-"""`expertmesh model`: convert, inspect, verify, curve."""
+"""`expertmesh model`: import, convert, inspect, verify, curve."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from expertmesh_forge.importing.command import import_model
+from expertmesh_forge.progress import progress_bars
+
 if TYPE_CHECKING:
     from expertmesh_common.bundle.manifest import Precision
-    from expertmesh_forge.converting import Progress
     from expertmesh_forge.verifying import Verified
 
 BundleFolder = Annotated[Path, typer.Argument(help="Folder of the bundle.")]
@@ -22,7 +22,8 @@ Source = Annotated[str, typer.Argument(help="A .gguf file, or an installed packa
 
 def register(app: typer.Typer) -> None:
     """Add the command group."""
-    group = typer.Typer(help="Turn dense models into bundles of experts, and look into bundles.", no_args_is_help=True)
+    group = typer.Typer(help="Turn models into bundles of experts, and look into bundles.", no_args_is_help=True)
+    group.command("import")(import_model)
     group.command("convert")(convert)
     group.command("inspect")(inspect)
     group.command("verify")(verify)
@@ -35,7 +36,7 @@ def convert(
     *,
     out: Annotated[Path, typer.Option(help="Folder of the new bundle; a bundle that is there is replaced.")],
     share: Annotated[float, typer.Option(help="Share of feed-forward neurons to evaluate per token.")] = 0.87,
-    precisions: Annotated[str, typer.Option(help="Comma-separated: fp32, int4.")] = "fp32,int4",
+    precisions: Annotated[str, typer.Option(help="Comma-separated: fp32, fp16, bf16, int8, int4.")] = "fp32,int4",
     name: Annotated[str | None, typer.Option(help="Name of the model; default: from the file.")] = None,
     context_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest text to serve; default: the model's.")
@@ -59,7 +60,7 @@ def convert(
         held_out_windows=4 if measure else 0,
         context_tokens=context_tokens,
     )
-    with _progress_bars() as on_progress:
+    with progress_bars() as on_progress:
         manifest = converting.convert(request, on_progress)
     typer.echo(f"{out}: {manifest.name}, {len(manifest.layers)} layers, {', '.join(manifest.precisions)}")
     fit = manifest.calibration
@@ -93,7 +94,7 @@ def verify(
     from expertmesh_common.bundle.blobs import Bundle  # noqa: PLC0415
     from expertmesh_forge.verifying import verify as verify_bundle  # noqa: PLC0415
 
-    with _progress_bars() as on_progress:
+    with progress_bars() as on_progress:
         found = verify_bundle(Bundle(bundle), on_progress)
     if as_json:
         typer.echo(json.dumps({"whole": found.whole, **asdict(found)}))
@@ -133,34 +134,17 @@ def curve(
     request = CurveRequest(
         source=source, shares=_shares(shares), held_out_windows=held_out, calibration_windows=windows
     )
-    with _progress_bars() as on_progress:
+    with progress_bars() as on_progress:
         measured = measure_curve(request, on_progress)
     for path in publish_curve(measured, out):
         typer.echo(str(path))
 
 
-@contextmanager
-def _progress_bars() -> Iterator[Progress]:
-    """One bar per stage, on standard error so that standard output stays clean."""
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import Progress as Bars  # noqa: PLC0415
-
-    console = Console(stderr=True)
-    with Bars(console=console, transient=True, disable=not console.is_terminal) as bars:
-        tasks = {}
-
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)
-
-        yield report
-
-
 def _precisions(text: str) -> tuple[Precision, ...]:
+    from expertmesh_common.bundle.parts import PRECISIONS  # noqa: PLC0415
     from expertmesh_forge.errors import CarveError  # noqa: PLC0415
 
-    known: dict[str, Precision] = {"fp32": "fp32", "int4": "int4"}
+    known: dict[str, Precision] = {precision: precision for precision in PRECISIONS}
     names = [name.strip() for name in text.split(",") if name.strip()]
     wrong = [name for name in names if name not in known]
     if wrong or not names:

@@ -17,7 +17,7 @@ from expertmesh_common.bundle.tensors import Array, read_tensors
 from expertmesh_forge.dense_forward import Rope, attention, rms_norm, silu
 from expertmesh_forge.dense_model import DenseConfig, DenseLayer, Floats
 from expertmesh_forge.errors import BundleError
-from expertmesh_forge.quantise import dequantise_int4
+from expertmesh_forge.formats import decode_matrix
 
 __all__ = ["Expectation", "ReferenceModel"]
 
@@ -68,7 +68,7 @@ class ReferenceModel:
         )  # fmt: skip
         self._embedding: Floats = segments[0]["embed"].astype(np.float32)
         self._final_norm: Floats = segments[-1]["final_norm"].astype(np.float32)
-        self._head = _matrix(segments[-1], "lm_head")
+        self._head = decode_matrix("lm_head", segments[-1])
         self._blocks = [
             _block(bundle, self.config, layer, segment, precision)
             for layer, segment in zip(bundle.manifest.layers, segments[:-1], strict=True)
@@ -131,30 +131,23 @@ def _block(bundle: Bundle, config: DenseConfig, layer: Layer, segment: Tensors, 
     return _Block(
         trunk=_trunk_layer(config, segment),
         router=_Router(gate["router"].astype(np.float32), gate["bias"].astype(np.float32), threshold),
-        experts=tuple((_matrix(expert, "gate_up"), _matrix(expert, "down")) for expert in experts),
+        experts=tuple((decode_matrix("gate_up", expert), decode_matrix("down", expert)) for expert in experts),
     )
 
 
 def _trunk_layer(config: DenseConfig, segment: Tensors) -> DenseLayer:
     query, kv = config.query_width, config.kv_width
-    q, k, v = np.split(_matrix(segment, "qkv"), [query, query + kv])
+    q, k, v = np.split(decode_matrix("qkv", segment), [query, query + kv])
     empty = np.zeros((0, config.hidden), np.float32)
     shared = {"shared_gate_up", "shared_gate_up_q"} & segment.keys()
-    gate, up = np.split(_matrix(segment, "shared_gate_up"), 2) if shared else (empty, empty)
+    gate, up = np.split(decode_matrix("shared_gate_up", segment), 2) if shared else (empty, empty)
     return DenseLayer(
         attn_norm=segment["attn_norm"].astype(np.float32),
-        q=q, k=k, v=v, o=_matrix(segment, "o"),
+        q=q, k=k, v=v, o=decode_matrix("o", segment),
         ffn_norm=segment["ffn_norm"].astype(np.float32),
-        gate=gate, up=up, down=_matrix(segment, "shared_down") if shared else empty.T,
+        gate=gate, up=up, down=decode_matrix("shared_down", segment) if shared else empty.T,
     )  # fmt: skip
 
 
 def _read(bundle: Bundle, blob: Blob) -> Tensors:
     return read_tensors(bundle.path(blob))
-
-
-def _matrix(tensors: Tensors, name: str) -> Floats:
-    """A matrix as float32 [out, in], whichever precision the file has."""
-    if name in tensors:
-        return tensors[name].astype(np.float32).T
-    return dequantise_int4(tensors[f"{name}_q"].astype(np.uint8), tensors[f"{name}_s"].astype(np.float32))

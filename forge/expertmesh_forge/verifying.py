@@ -137,16 +137,20 @@ def _layer(bundle: Bundle, layer: Layer, found: Verified) -> Problems:
 
 
 def _gate(bundle: Bundle, gate: Gate, experts: int) -> Problems:
-    hidden = bundle.manifest.trunk.hidden
+    if gate.groups is not None and experts % gate.groups.count:
+        yield f"gate has {gate.groups.count} groups, which do not divide its {experts} experts"
     try:
         tensors = read_tensors(bundle.path(gate.weights))
     except CorruptData as error:
         yield f"gate: {error}"
         return
-    for name, shape in (("router", (hidden, experts)), ("bias", (experts,))):
-        got = tensors[name].shape if name in tensors else "no such tensor"
-        if got != shape:
-            yield f"gate tensor {name} must have the shape {list(shape)}: {got}"
+    shapes = {"router": (bundle.manifest.trunk.hidden, experts), "bias": (experts,)}
+    if "pick_bias" in tensors:
+        shapes["pick_bias"] = (experts,)
+    for name, shape in shapes.items():
+        got = f"{tensors[name].dtype} {list(tensors[name].shape)}" if name in tensors else "no such tensor"
+        if got != f"float32 {list(shape)}":
+            yield f"gate tensor {name} must be float32 {list(shape)}: {got}"
 
 
 def _expert(bundle: Bundle, expert: Expert, precision: Precision) -> Problems:

@@ -19,6 +19,8 @@ from e2e.running import disturbed, until
 
 AT_MOST = 3
 RESTART_S = 5.0  # promised: a controller that starts again answers after this
+NOTICED_S = 3.5  # promised: a worker whose controller hangs looks for one after a lease, counted in halves of seconds
+BACK_S = 1.5  # promised: a controller that goes on after a pause has its workers again
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -60,6 +62,33 @@ def test_a_controller_that_is_asked_to_end_and_started_again_loads_no_expert_twi
         until_live(mesh, client, "w1", "w2", within_s=RESTART_S * AT_MOST)
         assert [worker.orders_done("load") for worker in workers] == loads
         assert answer(client) == expected
+
+
+@pytest.mark.slow
+def test_workers_leave_a_controller_that_hangs_and_are_back_when_it_goes_on_with_every_expert_loaded_once(
+    mesh, expected
+):
+    controller = mesh.controller()
+    workers = [mesh.worker("w1"), mesh.worker("w2")]
+    with mesh.client() as client:
+        until_live(mesh, client, "w1", "w2")
+        before, loads = nodes(client), [worker.orders_done("load") for worker in workers]
+        controller.freeze()
+        stopped = time.monotonic()
+        noticed_s = until(
+            lambda: all("said nothing for 3 s" in worker.said for worker in workers), NOTICED_S * AT_MOST, mesh.story
+        )
+        assert all(worker.process.poll() is None for worker in workers)
+        until(lambda: time.monotonic() - stopped >= 6.0, 10)
+        controller.thaw()
+        back_s = until_live(mesh, client, "w1", "w2", within_s=BACK_S * AT_MOST)
+        print(f"noticed after {noticed_s:.2f} s, back after {back_s:.2f} s")
+        assert {n: node.generation for n, node in nodes(client).items()} == {
+            n: node.generation for n, node in before.items()
+        }
+        assert answer(client) == expected
+        assert [worker.orders_done("load") for worker in workers] == loads
+        assert [worker.orders_done("unload") for worker in workers] == [0, 0]
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from rigs.expert_hosts import IdentityHost
 from rigs.expert_worker import ExpertWorker
 
 LONG_S = 10.0
+PATIENCE_S = 0.1
 HIDDEN = 12
 ROWS = np.ones((3, HIDDEN), np.float32)
 BLOB = Blob(digest="0" * 64, size_bytes=1)
@@ -114,7 +115,7 @@ def test_patience_ends_the_wait_for_an_expert_that_nobody_serves(pool, silent):
 def test_patience_does_not_end_the_work_of_a_slow_board(pool):
     class Slow(IdentityHost):
         def execute(self, request):
-            time.sleep(0.8)
+            time.sleep(3 * PATIENCE_S)
             return super().execute(request)
 
     slow = ExpertWorker(Slow(), "w0")
@@ -122,7 +123,7 @@ def test_patience_does_not_end_the_work_of_a_slow_board(pool):
         plane = make_plane(pool)
         plane.update(held_by(slow.route))
         wait_for(pool, slow.route)
-        assert plane.run(0, ROWS, time.monotonic() + 60, patience_s=0.1).shape == ROWS.shape
+        assert plane.run(0, ROWS, time.monotonic() + 60, patience_s=PATIENCE_S).shape == ROWS.shape
         assert plane.counters.retried_pairs == 0
     finally:
         slow.stop(0.1)

@@ -11,24 +11,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from expertmesh_common.channel.frame import Request, Status, model_key
 from expertmesh_controller.gateway.dispatch.links.opening import Caller, open_link
 from expertmesh_controller.gateway.dispatch.links.watchdog import Watchdog
-from expertmesh_worker.providers import provider
-from expertmesh_worker.runtime.executing import Runtime
 from expertmesh_worker.runtime.lanes import Lanes
-from expertmesh_worker.runtime.residents import ExpertName, Residents
-from models.made_experts import HIDDEN, SMALL, store_expert
+from expertmesh_worker.runtime.residents import ExpertName
+from models.made_experts import HIDDEN
 from rigs.expert_worker import ExpertWorker
-
-EXPERTS = 4
+from rigs.loaded_runtime import LAYER, MODEL, loaded_runtime, stored_experts
 
 
 @pytest.fixture
 def runtime(tmp_path):
-    lanes = Lanes(1)
-    residents = Residents(10**9, provider("cpu"), lanes)
-    for index in range(EXPERTS):
-        path, blob = store_expert(tmp_path, SMALL, index)
-        residents.load(ExpertName("m", 0, index), SMALL, path, blob.digest)
-    return Runtime(residents, lanes)
+    return loaded_runtime(stored_experts(tmp_path), Lanes(1))
 
 
 @pytest.fixture
@@ -55,7 +47,7 @@ def connect(worker):
 def ask(seq, experts=(0, 1, 3), rows=1):
     given = np.random.default_rng(seq).standard_normal((rows, HIDDEN)).astype(np.float32)
     return Request(
-        seq, (1, 1), model_key("m"), 0, 5000, {"rows": given}, np.zeros(len(experts), np.uint32),
+        seq, (1, 1), model_key(MODEL), LAYER, 5000, {"rows": given}, np.zeros(len(experts), np.uint32),
         np.array(experts, np.uint16), np.ones(len(experts), np.float32),
     )  # fmt: skip
 
@@ -84,7 +76,7 @@ def test_after_an_unload_the_conversation_turns_stale_at_once(runtime, connect, 
     for seq in range(1, 4):
         trade(link, ask(seq))
 
-    runtime.residents.unload(ExpertName("m", 0, 1), "fp32")
+    runtime.residents.unload(ExpertName(MODEL, LAYER, 1), "fp32")
 
     reply = trade(link, ask(9))
     assert (reply.status, reply.missing) == (Status.STALE, (1,))

@@ -30,6 +30,7 @@ class RunningUp:
     output: Path
     address: str = ""
     addresses: tuple[str, ...] = ()
+    openai_base_urls: tuple[str, ...] = ()
     token: str | None = None
     tls_folder: Path | None = None
     pids: dict[str, int] = field(default_factory=dict)
@@ -42,6 +43,7 @@ class RunningUp:
         state = json.loads(self.ready_file.read_text(encoding="utf-8"))
         self.address, self.token = state["address"], state["token"]
         self.addresses = tuple(state["addresses"])
+        self.openai_base_urls = tuple(state["openai_base_urls"])
         self.tls_folder = Path(state["tls_folder"]) if state["tls_folder"] else None
         self.pids = {entry["name"]: entry["pid"] for entry in state["processes"]}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -163,11 +163,23 @@ def test_a_gateway_that_joins_fetches_the_bundle_without_its_experts_and_drains_
         assert fetched == {blob.digest for blob in gateway_blobs(Bundle(tiny_folder).manifest, "fp32")}
 
 
+def calls_in_vain(address: str, count: int) -> None:
+    """Return when somebody has connected to the unix socket so often; nothing answers there."""
+    path = Path(address.removeprefix("unix:"))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.settimeout(60)
+        listener.bind(str(path))
+        listener.listen()
+        for _ in range(count):
+            listener.accept()[0].close()
+    path.unlink()
+
+
 @pytest.mark.slow
 def test_a_gateway_may_start_before_its_controller(tiny_folder, folder, undisturbed):
     controller = f"unix:{folder}/c.sock"
     with separate_gateway(folder, controller, "--model", str(tiny_folder)) as (process, address, log):
-        time.sleep(1.0)  # long enough to have failed, had it to
+        calls_in_vain(controller, 2)  # it has failed once, and not ended
         assert process.poll() is None, log.read_text()
         with running_up(folder, ["--model", str(tiny_folder), "--listen", controller, "--store", "memory"]):
             until(lambda: _answers(address), 60, log.read_text)

@@ -72,3 +72,21 @@ def test_the_door_can_be_left_out(tiny_folder, folder):
     with running_up(folder, arguments) as up:
         assert "OpenAI clients" not in up.said
         assert up.stop() == 0
+
+
+@pytest.mark.slow
+def test_every_gateway_has_a_door_and_the_other_ones_answer_when_the_controllers_is_gone(tiny_folder, folder):
+    arguments = ["--model", str(tiny_folder), "--listen", "127.0.0.1:0", "--store", "memory", "--gateways", "2"]
+    with running_up(folder, arguments) as up:
+        urls = [variables(up)["OPENAI_BASE_URL"], *re.findall(r"or OPENAI_BASE_URL=(\S+)", up.said)]
+        assert urls == list(up.openai_base_urls)
+        assert len(set(urls)) == 2
+        texts = []
+        for url in urls:
+            with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+                texts.append(client.completions.create(prompt=[5, 6, 7], max_tokens=8, **GREEDY).choices[0].text)
+        assert texts[0] == texts[1]
+        os.kill(up.pids["controller"], signal.SIGKILL)
+        with openai.OpenAI(base_url=urls[1], api_key="none", max_retries=0) as client:
+            again = client.completions.create(prompt=[5, 6, 7], max_tokens=8, **GREEDY)
+        assert again.choices[0].text == texts[1]

@@ -50,6 +50,15 @@ async def test_a_worker_that_beats_stays(plane: ControlPlane) -> None:
     await worker.die()
 
 
+async def test_a_worker_hears_a_pulse_while_nothing_happens(plane: ControlPlane) -> None:
+    worker = await FakeWorker(plane.address, "w", 10**7).join()
+    await plane.until(plane.at_rest)
+    epoch, heard = plane.loop.view().epoch, worker.epochs_heard
+    await plane.until(lambda: worker.epochs_heard >= heard + 3, within_s=3 * 3 * 0.2)
+    assert plane.loop.view().epoch == epoch
+    await worker.die()
+
+
 async def test_a_silent_worker_is_lost_at_the_end_of_its_lease(plane: ControlPlane, store: MemoryStore) -> None:
     worker = await FakeWorker(plane.address, "w", 10**7).join()
     await plane.until(plane.at_rest)

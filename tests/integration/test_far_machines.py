@@ -80,6 +80,19 @@ async def test_a_far_mesh_is_reached_by_the_sdk_at_the_first_attempt(tmp_path: P
         assert await client.nodes() == ()
 
 
+async def calls_in_vain(port: int, count: int) -> None:
+    """Return when somebody has connected to the port so often; nothing answers there."""
+    calls = asyncio.Semaphore(0)
+
+    def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+        calls.release()
+
+    async with asyncio.timeout(20), await asyncio.start_server(accept, "127.0.0.1", port):
+        for _ in range(count):
+            await calls.acquire()
+
+
 async def test_a_service_that_is_back_is_found_again_within_a_second() -> None:
     serving = Serving(Security())
     port = await serving.start("127.0.0.1:0")
@@ -88,7 +101,7 @@ async def test_a_service_that_is_back_is_found_again_within_a_second() -> None:
         await serving.stop(0)
         with pytest.raises(grpc.aio.AioRpcError):
             await check(channel)
-        await asyncio.sleep(1.0)
+        await calls_in_vain(port, 3)
         serving = Serving(Security())
         await serving.start(f"127.0.0.1:{port}")
         async with asyncio.timeout(3.0):

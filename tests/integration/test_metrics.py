@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -12,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from e2e.running import RunningUp, running_up, until
-from expertmesh import Client
+from expertmesh import Client, NotFound
 from models.tiny_bundle import make_tiny_bundle
 from rigs.status_pages import families, metrics, page, probe, status_address, total
 
@@ -97,6 +98,8 @@ def test_experts_are_covered_and_their_bytes_are_where_they_were_fetched(mesh):
     loaded = total(worker, "expertmesh_instance_resident_bytes", tier="hot")
     assert 0 < loaded == total(worker, "expertmesh_worker_resident_bytes")
     assert loaded <= total(worker, "expertmesh_worker_budget_bytes")
+    assert total(worker, "expertmesh_expert_tier", tier="hot") == total(control, "expertmesh_experts")
+    assert total(worker, "expertmesh_expert_queue_rows") == total(worker, "expertmesh_worker_queued_frames") == 0
     assert total(worker, "expertmesh_worker_loads_total") == total(control, "expertmesh_experts")
     fetched = sum(total(metrics(found[n]), "expertmesh_worker_fetched_bytes_total") for n in ("worker-1", "worker-2"))
     assert fetched > 0
@@ -109,6 +112,25 @@ def test_a_request_that_is_refused_is_counted_by_the_status_that_the_caller_got(
     _, text = page(address, "/metrics")
     assert "hostile" not in text
     assert total(metrics(address), "expertmesh_requests_total", model="", outcome="not_found") == 1
+
+
+def test_texts_that_are_scored_explained_or_only_tokenised_are_counted_like_answers(mesh):
+    address = addresses(mesh)["controller"]
+    calls = ("score", "explain", "tokenize")
+
+    def counted(outcome: str) -> list[float]:
+        found = metrics(address)
+        return [total(found, "expertmesh_requests_total", call=call, outcome=outcome) for call in calls]
+
+    before, refused_before = counted("ok"), counted("not_found")
+    with Client(mesh.address, token=TOKEN) as client:
+        for model in ("", "not-served"):
+            wrong = contextlib.nullcontext() if not model else pytest.raises(NotFound)
+            for ask in (client.score, client.explain, client.tokenize):
+                with wrong:
+                    ask("Hello", model=model)
+    assert counted("ok") == [count + 1 for count in before]
+    assert counted("not_found") == [count + 1 for count in refused_before]
 
 
 def test_lines_of_a_request_carry_its_id_and_no_log_holds_prompts_or_tokens(mesh):

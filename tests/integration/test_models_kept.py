@@ -11,6 +11,7 @@ import pytest
 
 from expertmesh_common.clock import SystemClock
 from expertmesh_common.errors import NotHere, Unavailable
+from expertmesh_controller.cluster.bundles import LeavingModel
 from expertmesh_controller.cluster.models import ModelSpec
 from expertmesh_controller.control.loop import ControlLoop
 from expertmesh_controller.control.models.hosting import NoGateway
@@ -151,3 +152,17 @@ async def test_a_controller_that_does_not_lead_changes_nothing(store, folders):
         with pytest.raises(Unavailable, match="does not lead"):
             await found.unserve("a", 0)
         assert names(found) == [("a", "serving")]
+
+
+async def test_gateways_of_their_own_are_told_how_long_the_answers_of_a_leaving_model_may_go_on(store, folders):
+    async with keeper(store, spec(folders, "a"), spec(folders, "b")) as models:
+        watch = models._loop.bundles.watch()
+        assert [bundle.model for bundle in (await anext(watch)).bundles] == ["a", "b"]
+        going = asyncio.create_task(models.unserve("b", drain_s=7.5))
+        async with asyncio.timeout(10):
+            offer = await anext(watch)
+            assert [bundle.model for bundle in offer.bundles] == ["a"]
+            assert offer.leaving == (LeavingModel("b", 7.5),)
+            await going
+            assert (await anext(watch)).leaving == ()
+        await watch.aclose()

@@ -28,6 +28,8 @@ class FakeWorker:
         self.beating = True
         self.answering = True
         self.newest_term = 0
+        self.epochs_heard = 0
+        self.incarnation = ""
         self.held: dict[Held, membership_pb2.ExpertSpec] = dict(resident or {})
         self.loads: list[membership_pb2.Load] = []
         self.unloads: list[membership_pb2.Unload] = []
@@ -99,6 +101,8 @@ class FakeWorker:
                     case "order":
                         self._carry_out(message.order)
                     case "epoch":
+                        self.epochs_heard += 1
+                        self.incarnation = message.epoch.incarnation
                         self.newest_term = max(self.newest_term, message.epoch.epoch.term)
         except grpc.aio.AioRpcError as error:
             self.ended = error

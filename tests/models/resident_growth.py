@@ -29,9 +29,9 @@ def rss_bytes():
     return psutil.Process().memory_info().rss
 
 
-def main(folder, precision, count, cycles):
-    shape = ExpertShape(576, 96, precision)
-    paths = [store_expert(Path(folder), shape, seed)[0] for seed in range(count)]
+def main(folder, precision, count, cycles, hidden=576, width=96, activation="swiglu", biased=False):
+    shape = ExpertShape(hidden, width, precision, activation)
+    paths = [store_expert(Path(folder), shape, seed, biased=biased)[0] for seed in range(count)]
     lanes = Lanes(1)
     residents = Residents(10**10, provider("cpu"), lanes)
     runtime = Runtime(residents, lanes)
@@ -41,7 +41,7 @@ def main(folder, precision, count, cycles):
         residents.load(names[index], shape, paths[index], paths[index].name)
         for n in (1, 8):
             row, weight = np.arange(n, dtype=np.uint32), np.ones(n, np.float32)
-            rows, expert = np.ones((n, 576), np.float32), np.full(n, index % 8, np.uint16)
+            rows, expert = np.ones((n, hidden), np.float32), np.full(n, index % 8, np.uint16)
             runtime.execute(Request(1, (1, 1), model_key("m"), index // 8, 0, {"rows": rows}, row, expert, weight))
 
     for index in range(min(3, count)):  # what a process pays once is not an expert's
@@ -61,4 +61,4 @@ def main(folder, precision, count, cycles):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], *(int(text) for text in sys.argv[3:7]), *sys.argv[7:8], biased="biased" in sys.argv)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,16 +18,14 @@ from expertmesh_common.observability.checks import Check
 from expertmesh_common.observability.exposition import counter, gauge
 from expertmesh_common.observability.tracing import Tracing
 from expertmesh_common.observability.watching import Shown
+from expertmesh_worker.agent.fetched import FetchedExperts
 from expertmesh_worker.agent.joining import Membership
 from expertmesh_worker.artifacts.sources import Sources
+from expertmesh_worker.observing_experts import of_experts
 from expertmesh_worker.runtime.executing import Runtime
-from expertmesh_worker.runtime.residents import Resident, Residents
+from expertmesh_worker.runtime.residents import Residents
 
 __all__ = ["Parts", "TracedHost", "shows"]
-
-INSTANCE = ("model", "layer", "expert", "precision", "tier")
-HOT = "hot"
-"""The tier of every loaded instance; what is only in the cache is in no tier here yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +36,7 @@ class Parts:
     runtime: Runtime
     sources: Sources
     membership: Membership
+    fetched: FetchedExperts
     cache: Path
     origin: str
     lanes: int
@@ -50,7 +49,7 @@ def shows(parts: Parts) -> Shown:
         part="worker",
         alive=(),
         ready=(joined,),
-        sources=(lambda: _of_worker(parts), lambda: _of_instances(parts.residents), lambda: _of_blobs(parts)),
+        sources=(lambda: _of_worker(parts), lambda: _of_experts(parts), lambda: _of_blobs(parts)),
         services={EXPERTS: joined.probe, BLOBS: lambda: None},
     )
 
@@ -60,7 +59,7 @@ def _of_worker(parts: Parts) -> Iterator[Metric]:
     yield gauge("worker_joined", "1 while this worker is a member.", (), _one(parts.membership.joined))
     yield counter("worker_frames", "Request frames executed.", (), _one(work.frames))
     yield counter("worker_rows", "Rows computed, once per expert that they went through.", (), _one(work.rows))
-    text = "Frames that wait for a lane. Experts have no queue of their own: this one is that of all of them."
+    text = "Frames that wait for a lane; expert_queue_rows tells whom they ask for."
     yield gauge("worker_queued_frames", text, (), _one(work.queued_frames))
     yield gauge("worker_lanes", "Frames that can be computed at once.", (), _one(parts.lanes))
     yield gauge("worker_budget_bytes", "Hard limit of resident expert bytes.", (), _one(residents.budget_bytes))
@@ -69,17 +68,8 @@ def _of_worker(parts: Parts) -> Iterator[Metric]:
     yield counter("worker_evictions", "Experts unloaded or replaced.", (), _one(residents.evictions))
 
 
-def _of_instances(residents: Residents) -> Iterator[Metric]:
-    held = list(residents)
-
-    def each(value: Callable[[Resident], float]) -> Iterable[tuple[tuple[str, ...], float]]:
-        return [((r.name.model, str(r.name.layer), str(r.name.index), r.precision, HOT), value(r)) for r in held]
-
-    yield counter("instance_rows", "Rows computed since it was loaded.", INSTANCE, each(lambda r: r.instance.rows))
-    text = "Time spent computing them; divided by the rows it is the latency of one."
-    yield counter("instance_compute_seconds", text, INSTANCE, each(lambda r: r.instance.busy_ms / 1e3))
-    text = "What the instance counts against the budget."
-    yield gauge("instance_resident_bytes", text, INSTANCE, each(lambda r: r.bytes))
+def _of_experts(parts: Parts) -> Iterator[Metric]:
+    yield from of_experts(parts.residents, parts.fetched, parts.runtime.waiting_frames)
 
 
 def _of_blobs(parts: Parts) -> Iterator[Metric]:

@@ -8,7 +8,7 @@ import os
 import secrets
 import sys
 import threading
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 from expertmesh.version import __version__
 from expertmesh_api.v1 import membership_pb2
@@ -92,8 +92,11 @@ class Worker:
         following = asyncio.create_task(self._access.run(), name="access")
         try:
             with ThreadPoolExecutor(LOADERS, "loader", _yield_to_frames) as loaders:
-                membership = self._membership(doors, loaders)
-                async with shown(shows(self._parts(membership)), doors.serving, self._settings.metrics_listen):
+                terms = Terms()
+                orders = Orders(self._residents, self._cache, terms, loaders, origin=self._settings.join)
+                membership = self._membership(doors, orders, terms)
+                parts = self._parts(membership, orders)
+                async with shown(shows(parts), doors.serving, self._settings.metrics_listen):
                     await membership.keep(stop)
         finally:
             following.cancel()
@@ -101,14 +104,14 @@ class Worker:
             await doors.close(self._settings.drain_s)
             await self._sources.close()
 
-    def _parts(self, membership: Membership) -> Parts:
+    def _parts(self, membership: Membership, orders: Orders) -> Parts:
         settings = self._settings
-        cache = self._cache.store.folder
-        return Parts(self._residents, self._runtime, self._sources, membership, cache, settings.join, settings.threads)
+        return Parts(
+            self._residents, self._runtime, self._sources, membership, orders.fetched, self._cache.store.folder,
+            settings.join, settings.threads,
+        )  # fmt: skip
 
-    def _membership(self, doors: Doors, loaders: Executor) -> Membership:
-        terms = Terms()
-        orders = Orders(self._residents, self._cache, terms, loaders, origin=self._settings.join)
+    def _membership(self, doors: Doors, orders: Orders, terms: Terms) -> Membership:
         reports = Reports(lambda: self._reporter.hello((doors.endpoint,)), self._reporter.heartbeat)
         address, clock = self._settings.join, SystemClock()
         return Membership(address, self._security, reports, orders=orders, terms=terms, clock=clock)

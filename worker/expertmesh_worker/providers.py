@@ -34,14 +34,18 @@ class Provider:
     binds_host_memory: bool
     options: Mapping[str, str] = field(default_factory=dict)
 
-    def open(self, graph: bytes, weights_folder: Path) -> Session:
+    def open(self, graph: bytes, weights_folder: Path, *, folds_constants: bool = False) -> Session:
         """A session of `graph` whose external weights lie in `weights_folder`.
+
+        With `folds_constants`, what depends on no input is computed once, here, and kept in its place.
 
         Raises:
             Precondition: the session runs on another provider than this one.
 
         """
         settings = session_options(weights_folder)
+        if folds_constants:
+            settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         if self.onnx_name != "CPUExecutionProvider":
             settings.log_severity_level = _ERROR  # the fallback that we detect below needs no pages of warnings
         wanted = [(self.onnx_name, dict(self.options))]

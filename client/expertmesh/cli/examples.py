@@ -61,6 +61,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "doctor": ("expertmesh doctor", "expertmesh doctor --server 192.168.1.10:7070 --token SECRET --json"),
     "version": ("expertmesh version", "expertmesh version --json"),
     "model convert": ("expertmesh model convert llama.gguf --out my-bundle --share 0.87",),
+    "model import": ("expertmesh model import my-checkpoint --out my-bundle",),
     "model inspect": ("expertmesh model inspect my-bundle", "expertmesh model inspect my-bundle --json"),
     "model verify": ("expertmesh model verify my-bundle", "expertmesh model verify my-bundle --json"),
     "model curve": ("expertmesh model curve llama.gguf --shares 0.9,0.75",),

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,8 +23,12 @@ MAX_HEADER_BYTES = 16 * 2**20
 
 Array = NDArray[np.generic]
 
-_DTYPES = {"F32": np.float32, "F16": np.float16, "I32": np.int32, "I64": np.int64, "U8": np.uint8, "I8": np.int8}
-_NAMES = {np.dtype(v): k for k, v in _DTYPES.items()}
+BFLOAT16: np.dtype[np.generic] = np.dtype(ml_dtypes.bfloat16)
+_DTYPES: dict[str, np.dtype[np.generic]] = {
+    "F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": BFLOAT16, "I32": np.dtype(np.int32),
+    "I64": np.dtype(np.int64), "U8": np.dtype(np.uint8), "I8": np.dtype(np.int8),
+}  # fmt: skip
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +90,7 @@ def tensor_views(data: bytes | memoryview, file_bytes: int, origin: str) -> dict
 
 
 def _view(name: str, entry: dict[str, object], base: int) -> TensorView:
-    dtype = np.dtype(_DTYPES[str(entry["dtype"])])
+    dtype = _DTYPES[str(entry["dtype"])]
     shape = tuple(int(n) for n in entry["shape"])  # type: ignore[attr-defined]
     start, end = (int(n) for n in entry["data_offsets"])  # type: ignore[attr-defined]
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize

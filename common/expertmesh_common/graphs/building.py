@@ -4,32 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 from expertmesh_common.bundle.manifest import Precision
 from expertmesh_common.bundle.tensors import TensorView
 from expertmesh_common.errors import InvalidInput
+from expertmesh_common.graphs.matrices import Matrix, matrix_format
 
-__all__ = ["BLOCK_SIZE", "GraphBuilder"]
+__all__ = ["GraphBuilder"]
 
-BLOCK_SIZE = 32  # values that share a scale at int4
 _OPSET, _IR_VERSION = 21, 10
 _CONTRIB = "com.microsoft"
-_DTYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.uint8): TensorProto.UINT8}
 
 Dimensions = Sequence[int | str]
-Attribute = int | float
+Attribute = int | float | Sequence[int]
 
 
 class GraphBuilder:
     """Collects nodes, inputs, outputs and initialisers of one graph. Only tensors that are asked for get in."""
 
-    def __init__(self, views: Mapping[str, TensorView], location: str, precision: Precision) -> None:
+    def __init__(self, views: Mapping[str, TensorView], location: str, precision: Precision | str) -> None:
         self._views = views
         self._location = location
-        self._quantised = precision == "int4"
+        self._format = matrix_format(precision)
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
@@ -54,6 +52,10 @@ class GraphBuilder:
         """Add an operator of the runtime's own domain."""
         self._append(helper.make_node(kind, list(inputs), list(outs), domain=_CONTRIB), attributes)
 
+    def integers(self, *values: int) -> str:
+        """A constant int64 [values], as shapes, sizes and axes are given to operators."""
+        return self.node("Constant", (), value_ints=values)
+
     def tensor(self, name: str, shape: Sequence[int | None]) -> str:
         """A tensor of the file as an initialiser; None in `shape` stands for any size.
 
@@ -68,30 +70,26 @@ class GraphBuilder:
         self._initialisers.setdefault(name, _external(view, self._location))
         return name
 
+    def has_tensor(self, name: str) -> bool:
+        return name in self._views
+
     def has_matrix(self, name: str) -> bool:
-        return (f"{name}_q" if self._quantised else name) in self._views
+        return self._format.key(name) in self._views
 
     def matrix_columns(self, name: str, rows: int) -> int:
         """Columns of a matrix of `rows` rows at this graph's precision."""
-        view = self._view(f"{name}_q" if self._quantised else name)
-        if self._quantised:
-            columns, depth = view.shape[0], view.shape[1] * BLOCK_SIZE
-        else:
-            depth, columns = view.shape
-        if depth != rows:
-            raise InvalidInput(f"matrix {name} has {depth} rows, the graph needs {rows}")
-        return columns
+        matrix = self._matrix(name)
+        if matrix.rows != rows:
+            raise InvalidInput(f"matrix {name} has {matrix.rows} rows, the graph needs {rows}")
+        return matrix.columns
 
     def matmul(self, left: str, name: str, rows: int, columns: int, *, out: str | None = None) -> str:
         """Left [..., rows] @ matrix `name` [rows, columns], from whichever form the precision has."""
         out = out or f"{name}_out"
-        if not self._quantised:
-            return self.node("MatMul", (left, self.tensor(name, (rows, columns))), out=out)
-        blocks = self.tensor(f"{name}_q", (columns, rows // BLOCK_SIZE, BLOCK_SIZE // 2))
-        scales = self.tensor(f"{name}_s", (columns, rows // BLOCK_SIZE))
-        # accuracy_level 4: activations become int8 per block, which is what makes the int4 kernel fast.
-        attributes = {"K": rows, "N": columns, "bits": 4, "block_size": BLOCK_SIZE, "accuracy_level": 4}
-        self.contrib("MatMulNBits", (left, blocks, scales), (out,), **attributes)
+        matrix = Matrix(name, rows, columns, self._matrix(name).block)
+        for need in self._format.tensors(matrix):
+            self.tensor(need.name, need.shape)
+        self._nodes += self._format.product(matrix, left, out)
         return out
 
     def serialise(self, name: str) -> bytes:
@@ -104,6 +102,13 @@ class GraphBuilder:
         node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
         self._nodes.append(node)
 
+    def _matrix(self, name: str) -> Matrix:
+        view = self._view(self._format.key(name))
+        found = self._format.found(self._views, name)
+        if found is None:
+            raise InvalidInput(f"tensor {view.name} has shape {list(view.shape)}, which is no matrix of this precision")
+        return found
+
     def _view(self, name: str) -> TensorView:
         if name not in self._views:
             raise InvalidInput(f"tensor {name} is missing; the file has {sorted(self._views)}")
@@ -111,7 +116,7 @@ class GraphBuilder:
 
 
 def _external(view: TensorView, location: str) -> TensorProto:
-    tensor = TensorProto(name=view.name, data_type=_DTYPES[view.dtype], dims=view.shape)
+    tensor = TensorProto(name=view.name, data_type=helper.np_dtype_to_tensor_dtype(view.dtype), dims=view.shape)
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in (("location", location), ("offset", str(view.offset)), ("length", str(view.size_bytes))):
         tensor.external_data.add(key=key, value=value)

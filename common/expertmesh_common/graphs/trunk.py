@@ -4,14 +4,34 @@ Segment i < layers adds the routed output of layer i - 1, attends, adds the shar
 normed rows for that layer's routed experts; segment `layers` is the head. Weights stay outside, in the segment's
 safetensors blob; the graph is a few hundred bytes of pointers into it.
 
-Tensors of the blob, with hidden d, heads H, kv heads G, head size e, shared width s:
+What a segment computes is told by the tensors of its blob. With hidden d, heads H, key-value heads G, head size e,
+shared width s (a dense layer's block counts as shared experts):
 
-    every layer      attn_norm [d], qkv [d, (H+2G)e], o [H*e, d], ffn_norm [d]
+    every layer      attn_norm [d], o [attended, d], ffn_norm [d]
     if s > 0         shared_gate_up [d, 2s] (gate columns first), shared_down [s, d]
     segment 0 also   embed [vocabulary, d]
     the head         final_norm [d], lm_head [d, vocabulary]
 
-All are float32. At int4 a matrix W [k, n] is `<name>_q` uint8 [n, k/32, 16] and `<name>_s` float32 [n, k/32].
+Attention without a latent, attended = H*e:
+
+    always           qkv [d, (H+2G)e]: queries, keys, values
+    norm of heads    q_norm [e], k_norm [e]: RMS norm of each head before it turns
+    norm of rows     q_norm_whole [H*e], k_norm_whole [G*e]: RMS norm before rows are split into heads
+
+Attention with a latent of rank r, shared rotary size p, own size n, value size v; e = p + n, G = H, attended = H*v:
+
+    queries          q [d, H*e], or q_a [d, any], q_a_norm [any], q_b [any, H*e]; of each head the rotary part first
+    keys, values     kv_a [d, r+p]: latent, then rotary key; kv_a_norm [r]; kv_b [r, H*n + H*v]: keys, then values
+
+Extras of any of them:
+
+    biases           qkv_bias, o_bias [d], lm_head_bias [vocabulary], as wide as the columns of their matrices
+    LayerNorm        attn_norm_bias, ffn_norm_bias, final_norm_bias [d]: the norm subtracts the mean, and adds this
+    sinks            sinks [H]: a score per head that takes part in the softmax and adds nothing
+    gated sharing    shared_gate [d, 1]: shared experts times sigmoid(rows @ shared_gate)
+
+All are float32, but matrices other than `embed` and `shared_gate` are stored as the precision has them: at int4 one of
+[k, n] is `<name>_q` uint8 [n, k/32, 16] and `<name>_s` float32 [n, k/32].
 """
 
 from __future__ import annotations
@@ -19,25 +39,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
 from onnx import TensorProto
 
 from expertmesh_common.bundle.manifest import Precision
 from expertmesh_common.bundle.tensors import TensorView
 from expertmesh_common.errors import InvalidInput
+from expertmesh_common.graphs.attention import AttentionShape, LatentShape, check_attention, grouped_attention
 from expertmesh_common.graphs.building import GraphBuilder
+from expertmesh_common.graphs.latent_attention import latent_attention
+from expertmesh_common.graphs.norms import add_and_norm, norm
+from expertmesh_common.graphs.rope import rope_tables, rope_tables_of
 
-__all__ = ["TrunkShape", "rope_tables", "segment_graph"]
+# Shapes and tables belong to a segment's contract, so they can be had from here.
+__all__ = ["AttentionShape", "LatentShape", "TrunkShape", "rope_tables", "rope_tables_of", "segment_graph"]
 
-Table = NDArray[np.float32]
-
-_RESIDUAL = ("batch", "steps", "hidden")
+_TOKENS = ("batch", "steps")
 
 
 @dataclass(frozen=True, slots=True)
 class TrunkShape:
-    """Sizes of the trunk. Shared widths and the vocabulary are read from the tensors themselves."""
+    """Sizes of the trunk. Shared widths and the vocabulary are read from the tensors themselves.
+
+    `kv_heads` and `head_dim` are those of the key-value cache, which all layers share. `attention` has one entry per
+    layer; if it is empty, every layer is as the plain fields say.
+    """
 
     layers: int
     hidden: int
@@ -45,15 +70,27 @@ class TrunkShape:
     kv_heads: int
     head_dim: int
     norm_epsilon: float
+    attention: tuple[AttentionShape, ...] = ()
 
+    def attention_of(self, layer: int) -> AttentionShape:
+        """Attention of a layer.
 
-def rope_tables(
-    rope_base: float, head_dim: int, context_tokens: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The inputs `rope_cos` and `rope_sin` of layer segments, float32 [context_tokens, head_dim / 2]."""
-    frequencies = rope_base ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    angles = np.outer(np.arange(context_tokens, dtype=np.float64), frequencies)
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        Raises:
+            InvalidInput: there are fewer or more entries than layers, or one that the cache or the kernel does not fit.
+
+        """
+        if not self.attention:
+            return AttentionShape(self.heads, self.kv_heads, self.head_dim)
+        if len(self.attention) != self.layers:
+            raise InvalidInput(f"a trunk of {self.layers} layers has attention shapes of {len(self.attention)}")
+        own = self.attention[layer]
+        if (own.kv_heads, own.head_dim) != (self.kv_heads, self.head_dim):
+            raise InvalidInput(
+                f"layer {layer} has {own.kv_heads} key-value heads of {own.head_dim}, the cache"
+                f" {self.kv_heads} of {self.head_dim}: all layers of a trunk must have the same"
+            )
+        check_attention(own)
+        return own
 
 
 def segment_graph(
@@ -64,19 +101,19 @@ def segment_graph(
     Inputs are `token_ids` int64 [B, S] for segment 0, else `residual` and `combined` float32 [B, S, hidden]. Layer
     segments also take `past_key`, `past_value` float32 [B, kv_heads, context, head_dim] (the same buffers as the
     outputs `present_key`, `present_value`), `seqlens_k` int32 [B] (tokens in the cache after this call, minus one),
-    `total_sequence_length` int32 [] (the largest of them, plus one) and the tables of `rope_tables` as inputs
-    `rope_cos`, `rope_sin`, so that all segments share one copy; their outputs are `residual_out` and `rows` float32
-    [B, S, hidden]. The head's output is `logits` float32 [B, S, vocabulary].
+    `total_sequence_length` int32 [] (the largest of them, plus one) and, where heads turn, the tables of
+    `rope_tables_of` as inputs `rope_cos`, `rope_sin`, so that all segments share one copy; their outputs are
+    `residual_out` and `rows` float32 [B, S, hidden]. The head's output is `logits` float32 [B, S, vocabulary].
 
     Args:
         shape: sizes of the trunk.
         index: 0 .. shape.layers; the last one is the head.
-        precision: `fp32` or `int4`, of the matrices.
+        precision: of the matrices.
         views: where the segment's tensors lie in its blob.
         location: the blob's file name; sessions are told its folder.
 
     Raises:
-        InvalidInput: the index does not exist, or a tensor is missing or of the wrong shape.
+        InvalidInput: the index does not exist, a tensor is missing or of the wrong shape, or sizes do not fit.
 
     """
     if not 0 <= index <= shape.layers:
@@ -85,95 +122,71 @@ def segment_graph(
     if index == shape.layers:
         _head(graph, shape)
     else:
-        _layer(graph, shape, first=index == 0)
+        _layer(graph, shape, shape.attention_of(index), first=index == 0)
     return graph.serialise(f"trunk_segment_{index}")
 
 
-def _layer(graph: GraphBuilder, shape: TrunkShape, *, first: bool) -> None:
-    width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+def _layer(graph: GraphBuilder, shape: TrunkShape, attention: AttentionShape, *, first: bool) -> None:
+    hidden, epsilon = shape.hidden, shape.norm_epsilon
     if first:
         residual, normed = _embedding(graph, shape)
     else:
-        residual, normed = _add_and_norm(graph, shape, _residual_inputs(graph, shape), "attn_norm")
-    attended = _attention(graph, shape, graph.matmul(normed, "qkv", shape.hidden, width))
-    projected = graph.matmul(attended, "o", shape.heads * shape.head_dim, shape.hidden)
-    shared_width = _shared_width(graph, shape)
-    after = None if shared_width else "residual_out"
-    residual, rows = _add_and_norm(graph, shape, (projected, residual), "ffn_norm", ("rows", after))
+        residual, normed = add_and_norm(graph, _residual_inputs(graph, hidden), "attn_norm", hidden, epsilon)
+    projected = graph.matmul(_attention(graph, shape, attention, normed), "o", attention.output_width, hidden)
+    shared_width = _shared_width(graph, hidden)
+    residual, rows = add_and_norm(
+        graph, (projected, residual), "ffn_norm", hidden, epsilon,
+        bias=graph.tensor("o_bias", (hidden,)) if graph.has_tensor("o_bias") else None,
+        outs=("rows", None if shared_width else "residual_out"),
+    )  # fmt: skip
     if shared_width:
-        graph.node("Add", (residual, _shared_experts(graph, shape, rows, shared_width)), out="residual_out")
+        graph.node("Add", (residual, _shared_experts(graph, hidden, rows, shared_width)), out="residual_out")
     for name in ("residual_out", "rows"):
-        graph.output(name, TensorProto.FLOAT, (*_RESIDUAL[:2], shape.hidden))
+        graph.output(name, TensorProto.FLOAT, (*_TOKENS, hidden))
 
 
 def _head(graph: GraphBuilder, shape: TrunkShape) -> None:
-    vocabulary = graph.matrix_columns("lm_head", shape.hidden)
-    _, normed = _add_and_norm(graph, shape, _residual_inputs(graph, shape), "final_norm")
-    graph.matmul(normed, "lm_head", shape.hidden, vocabulary, out="logits")
-    graph.output("logits", TensorProto.FLOAT, (*_RESIDUAL[:2], vocabulary))
+    hidden, vocabulary = shape.hidden, graph.matrix_columns("lm_head", shape.hidden)
+    _, normed = add_and_norm(graph, _residual_inputs(graph, hidden), "final_norm", hidden, shape.norm_epsilon)
+    if graph.has_tensor("lm_head_bias"):
+        plain = graph.matmul(normed, "lm_head", hidden, vocabulary)
+        graph.node("Add", (plain, graph.tensor("lm_head_bias", (vocabulary,))), out="logits")
+    else:
+        graph.matmul(normed, "lm_head", hidden, vocabulary, out="logits")
+    graph.output("logits", TensorProto.FLOAT, (*_TOKENS, vocabulary))
 
 
 def _embedding(graph: GraphBuilder, shape: TrunkShape) -> tuple[str, str]:
-    graph.input("token_ids", TensorProto.INT64, _RESIDUAL[:2])
+    graph.input("token_ids", TensorProto.INT64, _TOKENS)
     residual = graph.node("Gather", (graph.tensor("embed", (None, shape.hidden)), "token_ids"), axis=0)
-    scale = graph.tensor("attn_norm", (shape.hidden,))
-    normed = graph.node("SimplifiedLayerNormalization", (residual, scale), axis=-1, epsilon=shape.norm_epsilon)
-    return residual, normed
+    return residual, norm(graph, residual, "attn_norm", shape.hidden, shape.norm_epsilon)
 
 
-def _residual_inputs(graph: GraphBuilder, shape: TrunkShape) -> tuple[str, str]:
+def _residual_inputs(graph: GraphBuilder, hidden: int) -> tuple[str, str]:
     for name in ("residual", "combined"):
-        graph.input(name, TensorProto.FLOAT, (*_RESIDUAL[:2], shape.hidden))
+        graph.input(name, TensorProto.FLOAT, (*_TOKENS, hidden))
     return "residual", "combined"
 
 
-def _add_and_norm(
-    graph: GraphBuilder,
-    shape: TrunkShape,
-    terms: tuple[str, str],
-    norm: str,
-    outs: tuple[str | None, str | None] = (None, None),
-) -> tuple[str, str]:
-    """(sum of the terms, its norm); `outs` names the norm and the sum."""
-    normed, total = outs[0] or f"{norm}_out", outs[1] or f"{norm}_sum"
-    scale = graph.tensor(norm, (shape.hidden,))
-    graph.contrib(
-        "SkipSimplifiedLayerNormalization", (*terms, scale), (normed, "", "", total), epsilon=shape.norm_epsilon
-    )
-    return total, normed
+def _attention(graph: GraphBuilder, shape: TrunkShape, attention: AttentionShape, rows: str) -> str:
+    hidden, epsilon = shape.hidden, shape.norm_epsilon
+    if attention.latent is None:
+        return grouped_attention(graph, attention, rows, hidden=hidden, epsilon=epsilon)
+    return latent_attention(graph, attention, attention.latent, rows, hidden=hidden, epsilon=epsilon)
 
 
-def _attention(graph: GraphBuilder, shape: TrunkShape, qkv: str) -> str:
-    cache = ("batch", shape.kv_heads, "context", shape.head_dim)
-    for name in ("past_key", "past_value"):
-        graph.input(name, TensorProto.FLOAT, cache)
-    graph.input("seqlens_k", TensorProto.INT32, ("batch",))
-    graph.input("total_sequence_length", TensorProto.INT32, ())
-    for name in ("present_key", "present_value"):
-        graph.output(name, TensorProto.FLOAT, cache)
-    tables = ("rope_cos", "rope_sin")
-    for name in tables:
-        graph.input(name, TensorProto.FLOAT, ("context", shape.head_dim // 2))
-    graph.contrib(
-        "GroupQueryAttention",
-        (qkv, "", "", "past_key", "past_value", "seqlens_k", "total_sequence_length", *tables),
-        ("attended", "present_key", "present_value"),
-        num_heads=shape.heads,
-        kv_num_heads=shape.kv_heads,
-        do_rotary=1,
-        rotary_interleaved=0,
-    )
-    return "attended"
-
-
-def _shared_width(graph: GraphBuilder, shape: TrunkShape) -> int:
+def _shared_width(graph: GraphBuilder, hidden: int) -> int:
     if not graph.has_matrix("shared_gate_up"):
         return 0
-    return graph.matrix_columns("shared_gate_up", shape.hidden) // 2
+    return graph.matrix_columns("shared_gate_up", hidden) // 2
 
 
-def _shared_experts(graph: GraphBuilder, shape: TrunkShape, rows: str, width: int) -> str:
-    both = graph.matmul(rows, "shared_gate_up", shape.hidden, 2 * width)
-    gate, up = graph.nodes("Split", (both,), ("shared_gate", "shared_up"), axis=-1, num_outputs=2)
+def _shared_experts(graph: GraphBuilder, hidden: int, rows: str, width: int) -> str:
+    both = graph.matmul(rows, "shared_gate_up", hidden, 2 * width)
+    gate, up = graph.nodes("Split", (both,), ("gate_columns", "up_columns"), axis=-1, num_outputs=2)
     graph.contrib("QuickGelu", (gate,), ("shared_silu",), alpha=1.0)  # x * sigmoid(x): SiLU
-    return graph.matmul(graph.node("Mul", ("shared_silu", up)), "shared_down", width, shape.hidden)
+    shared = graph.matmul(graph.node("Mul", ("shared_silu", up)), "shared_down", width, hidden)
+    if not graph.has_tensor("shared_gate"):
+        return shared
+    score = graph.node("MatMul", (rows, graph.tensor("shared_gate", (hidden, 1))))
+    return graph.node("Mul", (shared, graph.node("Sigmoid", (score,))))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from expertmesh_api.v1 import routes_pb2
 
-__all__ = ["Bundles", "ServedBundle", "to_list"]
+__all__ = ["Bundles", "LeavingModel", "Offer", "ServedBundle"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -33,13 +33,36 @@ class ServedBundle:
         return ServedBundle(message.model, message.precision, message.manifest_digest, message.manifest_bytes)
 
 
-def to_list(bundles: Iterable[ServedBundle]) -> routes_pb2.BundleList:
-    return routes_pb2.BundleList(bundles=[bundle.to_proto() for bundle in bundles])
+@dataclass(frozen=True, slots=True, order=True)
+class LeavingModel:
+    """A model that is being taken away: answers that run may go on for `drain_s` seconds."""
+
+    model: str
+    drain_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What gateways serve, and how those models end that they serve no more."""
+
+    bundles: tuple[ServedBundle, ...] = ()
+    leaving: tuple[LeavingModel, ...] = ()
+
+    def to_proto(self) -> routes_pb2.BundleList:
+        leaving = [routes_pb2.LeavingModel(model=m.model, drain_ms=round(1000 * m.drain_s)) for m in self.leaving]
+        return routes_pb2.BundleList(bundles=[bundle.to_proto() for bundle in self.bundles], leaving=leaving)
+
+    @staticmethod
+    def from_proto(message: routes_pb2.BundleList) -> Offer:
+        return Offer(
+            tuple(ServedBundle.from_proto(bundle) for bundle in message.bundles),
+            tuple(LeavingModel(leaving.model, leaving.drain_ms / 1000) for leaving in message.leaving),
+        )
 
 
 class Bundles(Protocol):
     """Where a gateway hears what to serve."""
 
-    def watch(self) -> AsyncIterator[tuple[ServedBundle, ...]]:
-        """All of them now, and again after every change."""
+    def watch(self) -> AsyncIterator[Offer]:
+        """What is offered now, and again after every change."""
         ...

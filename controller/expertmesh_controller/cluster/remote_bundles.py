@@ -9,7 +9,7 @@ import grpc.aio
 
 from expertmesh_api.v1 import routes_pb2, routes_pb2_grpc
 from expertmesh_common.clock import Clock
-from expertmesh_controller.cluster.bundles import ServedBundle
+from expertmesh_controller.cluster.bundles import Offer
 from expertmesh_controller.cluster.remote_routes import PASSING, refusal
 
 __all__ = ["RemoteBundles"]
@@ -26,23 +26,23 @@ class RemoteBundles:
         self._clock = clock
         self._retry_s = retry_s
 
-    async def watch(self) -> AsyncIterator[tuple[ServedBundle, ...]]:
-        """Lists, each different from the one before.
+    async def watch(self) -> AsyncIterator[Offer]:
+        """Offers, each different from the one before.
 
         Raises:
             Unauthenticated, Refused, Precondition, InvalidInput: the control loop refuses us.
             Unavailable: what answers there is no control loop.
 
         """
-        newest: tuple[ServedBundle, ...] | None = None
+        newest: Offer | None = None
         while True:
             call = self._stub.WatchBundles(routes_pb2.WatchRequest(gateway_id=self._gateway_id), wait_for_ready=True)
             try:
                 async for message in call:
-                    bundles = tuple(ServedBundle.from_proto(bundle) for bundle in message.bundles)
-                    if bundles != newest:
-                        newest = bundles
-                        yield bundles
+                    offer = Offer.from_proto(message)
+                    if offer != newest:
+                        newest = offer
+                        yield offer
             except grpc.aio.AioRpcError as error:
                 if error.code() not in PASSING:
                     raise refusal(error) from error

@@ -11,6 +11,7 @@ import grpc.aio
 from expertmesh_api.v1 import routes_pb2, routes_pb2_grpc
 from expertmesh_common.clock import Clock
 from expertmesh_common.errors import InvalidInput, MeshError, Precondition, Refused, Unauthenticated, Unavailable
+from expertmesh_controller.cluster.incarnations import Incarnations
 from expertmesh_controller.cluster.routes import GatewayReport, RouteTable
 
 log = logging.getLogger(__name__)
@@ -31,10 +32,13 @@ class RemoteRoutes:
         self._gateway_id = gateway_id
         self._clock = clock
         self._retry_s = retry_s
+        self._incarnations = Incarnations()
         self.table: RouteTable | None = None
 
     async def watch(self) -> AsyncIterator[RouteTable]:
         """Tables with ever later epochs; while the control loop is away the last one stays in force.
+
+        The first table of a control loop that begins to count anew is newer than all before it; see `Incarnations`.
 
         Raises:
             Unauthenticated, Refused, Precondition, InvalidInput: the control loop refuses us; nothing changes before an
@@ -47,7 +51,7 @@ class RemoteRoutes:
             call = self._stub.Watch(routes_pb2.WatchRequest(gateway_id=self._gateway_id), wait_for_ready=True)
             try:
                 async for message in call:
-                    table = RouteTable.from_proto(message)
+                    table = self._incarnations.continued(RouteTable.from_proto(message))
                     # A restarted control loop may first repeat, or a replaced leader still send, what we have.
                     if newest is None or table.epoch > newest.epoch:
                         self.table = newest = table

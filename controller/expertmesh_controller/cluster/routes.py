@@ -88,11 +88,15 @@ class InstanceRoute:
 
 @dataclass(frozen=True)
 class RouteTable:
-    """Live workers and their instances as of `epoch`; every instance's worker is in `workers`."""
+    """Live workers and their instances as of `epoch`; every instance's worker is in `workers`.
+
+    `incarnation` names the store that counts the epochs.
+    """
 
     epoch: Epoch = Epoch()
     workers: tuple[WorkerRoute, ...] = ()
     instances: tuple[InstanceRoute, ...] = ()
+    incarnation: str = ""
 
     @cached_property
     def by_worker_id(self) -> Mapping[str, WorkerRoute]:
@@ -126,6 +130,7 @@ class RouteTable:
                 )
                 for i in self.instances
             ],
+            incarnation=self.incarnation,
         )
 
     @staticmethod
@@ -146,7 +151,7 @@ class RouteTable:
             for i in message.instances
             if i.worker < len(workers)
         )
-        return RouteTable(Epoch.from_proto(message.epoch), workers, instances)
+        return RouteTable(Epoch.from_proto(message.epoch), workers, instances, message.incarnation)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,32 +8,32 @@ from pathlib import Path
 
 from expertmesh_common.bundle.blobs import BlobStore, Bundle, file_digest
 from expertmesh_common.bundle.manifest import MANIFEST_NAME
-from expertmesh_controller.cluster.bundles import ServedBundle
+from expertmesh_controller.cluster.bundles import LeavingModel, Offer, ServedBundle
 from expertmesh_controller.control.catalogue import ServedModel
 
 __all__ = ["BundleBlobs", "BundlesHub", "offered"]
 
 
 class BundlesHub:
-    """`Bundles` over memory: holds the newest list and wakes whoever watches. Used on one event loop."""
+    """`Bundles` over memory: holds the newest offer and wakes whoever watches. Used on one event loop."""
 
-    def __init__(self, bundles: Iterable[ServedBundle] = ()) -> None:
-        self.bundles = tuple(bundles)
+    def __init__(self) -> None:
+        self.offer = Offer()
         self.watchers = 0
         self._changed = asyncio.Event()
 
-    def publish(self, bundles: Iterable[ServedBundle]) -> None:
-        """Make this the newest list."""
-        self.bundles = tuple(bundles)
+    def publish(self, bundles: Iterable[ServedBundle], leaving: Iterable[LeavingModel] = ()) -> None:
+        """Make this the newest offer."""
+        self.offer = Offer(tuple(bundles), tuple(leaving))
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    async def watch(self) -> AsyncIterator[tuple[ServedBundle, ...]]:
+    async def watch(self) -> AsyncIterator[Offer]:
         self.watchers += 1
         try:
             while True:
                 changed = self._changed
-                yield self.bundles
+                yield self.offer
                 await changed.wait()
         finally:
             self.watchers -= 1

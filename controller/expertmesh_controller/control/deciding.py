@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -12,6 +13,7 @@ from expertmesh_common.errors import CorruptData
 from expertmesh_controller.cluster.routes import Epoch, RouteTable
 from expertmesh_controller.control.journal import JOURNAL_KEY, Entry, Reason, key_facts, plan_reason, room_facts
 from expertmesh_controller.control.membership.registry import Registry
+from expertmesh_controller.control.membership.restoring import last_generations
 from expertmesh_controller.control.membership.state import WorkerExpert
 from expertmesh_controller.control.models.demand import Demand
 from expertmesh_controller.control.placement.planning import plan
@@ -54,6 +56,8 @@ class Decider:
         wall_s: Callable[[], float],
     ) -> None:
         self.plan: Plan | None = None
+        self.incarnation = ""
+        """Of the store, once it was read."""
         self.demand = demand
         self._catalogue = demand.catalogue
         self._store = store
@@ -100,7 +104,10 @@ class Decider:
         table = self._table_after(steps)
         if target is not self.plan or table is not None:
             epoch = table.epoch if table is not None else self._epoch
-            record = ControlRecord(epoch, target.assignments, self._registry.cluster.retired)
+            cluster = self._registry.cluster
+            record = ControlRecord(
+                epoch, target.assignments, cluster.retired, last_generations(cluster), self.incarnation
+            )
             await self._store.put(lease, RECORD_KEY, record.encode())
         await self._write_journal(lease)
         self.plan, self._planned_for = target, planned_for
@@ -115,7 +122,9 @@ class Decider:
         if self.plan is None:
             self._known = frozenset(w for w, keys in record.desired.items() if keys)
             self._leading_since = self._clock.monotonic()
-        self._registry.restore(record.retired)
+        # A store that lost its data under a running controller counts on: its terms still grow.
+        self.incarnation = record.incarnation or self.incarnation or uuid.uuid4().hex
+        self._registry.restore(record.retired, record.generations)
         self._epoch = Epoch(lease.term, 0)
         self.note(Reason.LEADER_STARTED, {"last_epoch": [record.epoch.term, record.epoch.n]})
 
@@ -174,7 +183,7 @@ class Decider:
 
     def _table_after(self, steps: list[Step]) -> RouteTable | None:
         """The next table, if anything in it differs from the one that is published."""
-        table = table_of(self._epoch.next(), self._registry.cluster, self._routed_after(steps))
+        table = table_of(self._epoch.next(), self._registry.cluster, self._routed_after(steps), self.incarnation)
         old = self._routes.table
         if old is None or old.epoch.term != self._epoch.term:
             return table
@@ -194,7 +203,7 @@ class Decider:
         self._draining = {place: d for place, d in self._draining.items() if place not in routed}
         self._routed = routed
         self._routes.publish(table)
-        self._registry.announce(table.epoch)
+        self._registry.announce(table.epoch, table.incarnation)
 
     def _give_orders(self, steps: list[Step]) -> None:
         for step in steps:

@@ -21,6 +21,7 @@ from expertmesh_api.v1 import (
 from expertmesh_common.bundle.blob_service import BlobService
 from expertmesh_common.clock import Clock
 from expertmesh_common.errors import Precondition, Unavailable
+from expertmesh_controller.cluster.bundles import LeavingModel
 from expertmesh_controller.cluster.routes import Epoch, GatewayReport, RouteTable
 from expertmesh_controller.control.bundles_hub import BundleBlobs, BundlesHub, offered
 from expertmesh_controller.control.catalogue import ServedModel
@@ -81,7 +82,7 @@ class ControlLoop:
         self._decider = Decider(
             Demand.of(()), store, clock, settings, registry=self.registry, routes=self.routes, wall_s=wall_s
         )
-        self._membership = MembershipService(self.registry, version, settings.heartbeat_s, self._epoch)
+        self._membership = MembershipService(self.registry, version, settings, self._epoch)
         self._blobs: list[BundleBlobs] = []
         self.serve(models)
 
@@ -98,9 +99,9 @@ class ControlLoop:
         self._wake.set()
         self._tell_change()
 
-    def offer(self, models: Sequence[ServedModel]) -> None:
-        """Let gateways in other processes answer for exactly these models."""
-        self.bundles.publish(offered(model) for model in models)
+    def offer(self, models: Sequence[ServedModel], leaving: Sequence[LeavingModel] = ()) -> None:
+        """Let gateways in other processes answer for exactly these models, and end those that are `leaving`."""
+        self.bundles.publish((offered(model) for model in models), leaving)
 
     @property
     def other_gateways(self) -> int:
@@ -154,9 +155,9 @@ class ControlLoop:
         catalogue = self._decider.demand.catalogue
         return View(self._clock.monotonic(), self.registry.cluster, table, self._decider.plan, catalogue, self._rows)
 
-    def _epoch(self) -> Epoch:
+    def _epoch(self) -> tuple[Epoch, str]:
         """What a welcome tells; before the first table of a new leader its term alone."""
-        return max(self.view().epoch, Epoch(self.leadership.term, 0))
+        return max(self.view().epoch, Epoch(self.leadership.term, 0)), self._decider.incarnation
 
     async def changed(self) -> None:
         await self._change.wait()

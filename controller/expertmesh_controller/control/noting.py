@@ -5,9 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from expertmesh_controller.control.journal import Reason, key_facts
-from expertmesh_controller.control.membership.state import Broke, Cluster, Event, Joined, LeaveAsked, Member, Suspected
+from expertmesh_controller.control.membership.state import (
+    Broke,
+    Cluster,
+    Event,
+    Joined,
+    LeaveAsked,
+    Member,
+    Restored,
+    Suspected,
+)
 
 Note = tuple[Reason, dict[str, Any]]
+
+_LOST: dict[type[Event], Reason] = {Broke: Reason.WORKER_STREAM_BROKE, Restored: Reason.WORKER_REPLACED}
 
 
 def notes_of(before: Cluster, after: Cluster, event: Event) -> list[Note]:
@@ -21,7 +32,7 @@ def notes_of(before: Cluster, after: Cluster, event: Event) -> list[Note]:
         return [(Reason.WORKER_LEAVING, _facts(member))] if member is not None else []
     if isinstance(event, Suspected):
         return _doubts(before, after, event)
-    lost = Reason.WORKER_STREAM_BROKE if isinstance(event, Broke) else Reason.WORKER_LEASE_EXPIRED
+    lost = _LOST.get(type(event), Reason.WORKER_LEASE_EXPIRED)
     notes: list[Note] = [(lost, _facts(m)) for w, m in sorted(before.members.items()) if w not in after.members]
     for (worker_id, key), failure in sorted(after.failures.items()):
         if before.failures.get((worker_id, key)) != failure:

@@ -21,12 +21,18 @@ class ControlRecord:
     epoch: Epoch = field(default_factory=Epoch)
     desired: Mapping[str, frozenset[ExpertKey]] = field(default_factory=dict)
     retired: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    generations: Mapping[str, str] = field(default_factory=dict)
+    """The last start of every worker."""
+    incarnation: str = ""
+    """Made with the first record of a store: epochs of another incarnation cannot be compared."""
 
     def encode(self) -> bytes:
         document = {
             "epoch": [self.epoch.term, self.epoch.n],
             "desired": {w: key_facts(keys) for w, keys in sorted(self.desired.items())},
             "retired": {w: list(g) for w, g in sorted(self.retired.items())},
+            "generations": dict(self.generations),
+            "incarnation": self.incarnation,
         }
         return json.dumps(document, separators=(",", ":")).encode()
 
@@ -46,6 +52,8 @@ class ControlRecord:
                 Epoch(*document["epoch"]),
                 {w: keys_of(facts) for w, facts in document["desired"].items()},
                 {w: tuple(g) for w, g in document["retired"].items()},
+                dict(document.get("generations", {})),  # records of before had neither
+                document.get("incarnation", ""),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptData(f"the store's {RECORD_KEY!r} is not a control record: {error}") from error

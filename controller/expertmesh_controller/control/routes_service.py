@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from expertmesh_api.v1 import routes_pb2, routes_pb2_grpc
 from expertmesh_common.serving import Context
-from expertmesh_controller.cluster.bundles import Bundles, to_list
+from expertmesh_controller.cluster.bundles import Bundles
 from expertmesh_controller.cluster.routes import GatewayReport, Routes
 
 
@@ -29,8 +29,8 @@ class RoutesService(routes_pb2_grpc.RoutesServicer):
         request: routes_pb2.WatchRequest,  # noqa: ARG002
         context: Context,  # noqa: ARG002
     ) -> AsyncIterator[routes_pb2.BundleList]:
-        async for bundles in self._bundles.watch():
-            yield to_list(bundles)
+        async for offer in self._bundles.watch():
+            yield offer.to_proto()
 
     async def Report(  # noqa: N802 - the name of the call
         self,

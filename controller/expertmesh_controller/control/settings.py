@@ -14,6 +14,9 @@ class ControlSettings:
 
     heartbeat_s: float = 0.5
 
+    pulse_s: float = 1.0
+    """A worker hears something at least this often; one that hears nothing for a lease looks for a controller anew."""
+
     suspicion_s: float = 3.0
     """A worker that a gateway had no link to stays suspected this long after it was last named: three reports."""
 

@@ -90,7 +90,7 @@ def observe(
     )
 
 
-def table_of(epoch: Epoch, cluster: Cluster, routed: Iterable[WorkerExpert]) -> RouteTable:
+def table_of(epoch: Epoch, cluster: Cluster, routed: Iterable[WorkerExpert], incarnation: str) -> RouteTable:
     """The route table: every live worker, and the routed instances on them."""
     members = sorted(cluster.members.items())
     workers = tuple(
@@ -106,7 +106,7 @@ def table_of(epoch: Epoch, cluster: Cluster, routed: Iterable[WorkerExpert]) -> 
     instances = sorted(
         InstanceRoute(k.model, k.layer, k.index, w, k.precision) for w, k in routed if w in cluster.members
     )
-    return RouteTable(epoch, workers, tuple(instances))
+    return RouteTable(epoch, workers, tuple(instances), incarnation)
 
 
 def sources_of(entry: CatalogueEntry, worker_id: str, cluster: Cluster) -> list[common_pb2.Endpoint]:

@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
-from expertmesh_api.v1 import inference_pb2
+from expertmesh_api.v1 import gating_pb2, inference_pb2
 
-__all__ = ["Answering", "Caller"]
+__all__ = ["Answering", "Caller", "Explaining"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,4 +43,14 @@ class Answering(Protocol):
 
     async def list_models(self) -> inference_pb2.ListModelsResponse:
         """What is served here."""
+        ...
+
+
+class Explaining(Answering, Protocol):
+    """Answers, and says why a model works as it does."""
+
+    async def explain_text(
+        self, request: gating_pb2.ExplainTextRequest, deadline_s: float | None, caller: Caller
+    ) -> gating_pb2.ExplainTextResponse:
+        """Why the tokens of a text go where they go; cancelling the call frees its slot."""
         ...

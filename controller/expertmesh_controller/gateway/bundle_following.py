@@ -49,7 +49,10 @@ def changes(running: Mapping[str, ServedBundle], wanted: Mapping[str, ServedBund
 
 
 class BundleFollower:
-    """`loaded` is set once everything of the first list is served: before that, nobody should be let in."""
+    """`loaded` is set once everything of the first list is served: before that, nobody should be let in.
+
+    A model ends as whoever took it away said; `drain_s` is for one that ended while nobody could be heard.
+    """
 
     def __init__(
         self, bundles: Bundles, source: BundleSource, host: ModelHost, clock: Clock, *, slots: int, drain_s: float
@@ -58,6 +61,8 @@ class BundleFollower:
         self._slots, self._drain_s = slots, drain_s
         self._running: dict[str, ServedBundle] = {}
         self._wanted: dict[str, ServedBundle] | None = None
+        self._drains_s: dict[str, float] = {}
+        self._ending: dict[str, asyncio.Task[int]] = {}
         self._heard = asyncio.Event()
         self.loaded = asyncio.Event()
 
@@ -65,41 +70,55 @@ class BundleFollower:
         """Follow until cancelled. Nothing ends while the control loop is away."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._listen(), name="watch bundles")
-            group.create_task(self._keep_up(), name="serve bundles")
+            group.create_task(self._keep_up(group), name="serve bundles")
 
     async def _listen(self) -> None:
         while True:
             try:
-                async for bundles in self._bundles.watch():
-                    self._wanted = {bundle.model: bundle for bundle in bundles}
+                async for offer in self._bundles.watch():
+                    self._wanted = {bundle.model: bundle for bundle in offer.bundles}
+                    self._drains_s = {leaving.model: leaving.drain_s for leaving in offer.leaving}
                     self._heard.set()
             except MeshError as error:
                 log.warning("the same models stay served: %s", error)
             await self._clock.sleep(RETRY_S)
 
-    async def _keep_up(self) -> None:
+    async def _keep_up(self, group: asyncio.TaskGroup) -> None:
         while True:
             self._heard.clear()
-            done = self._wanted is None or await self._change(self._wanted)
+            done = self._wanted is None or await self._change(self._wanted, group)
             if done and self._wanted:
                 self.loaded.set()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(None if done else RETRY_S):
                     await self._heard.wait()
 
-    async def _change(self, wanted: Mapping[str, ServedBundle]) -> bool:
-        """Do what is to be done; whether all of it worked."""
+    async def _change(self, wanted: Mapping[str, ServedBundle], group: asyncio.TaskGroup) -> bool:
+        """Do what can be done now; whether that was all."""
         todo, whole = changes(self._running, wanted), True
         for name in todo.end:
-            await self._host.end(name, self._drain_s)
-            del self._running[name]
+            self._end(name, group)
         for bundle in todo.load:
+            if bundle.model in self._ending:
+                whole = False
+                continue
             try:
                 await self._load(bundle)
             except MeshError as error:
                 log.warning("model %s is not served here yet: %s", bundle.model, error)
                 whole = False
         return whole
+
+    def _end(self, name: str, group: asyncio.TaskGroup) -> None:
+        """Beside everything else: draining may take minutes."""
+        drain_s = self._drains_s.get(name, self._drain_s)
+        del self._running[name]
+        ending = self._ending[name] = group.create_task(self._host.end(name, drain_s), name=f"end {name}")
+        ending.add_done_callback(lambda _: self._ended(name))
+
+    def _ended(self, name: str) -> None:
+        del self._ending[name]
+        self._heard.set()
 
     async def _load(self, bundle: ServedBundle) -> None:
         files = await self._source.bundle(bundle)

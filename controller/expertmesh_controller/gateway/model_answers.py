@@ -15,6 +15,7 @@ from expertmesh_controller.gateway.batching.jobs import Ended, Facts, Failed, Pi
 from expertmesh_controller.gateway.requests import parse_generate, parse_tokenize
 from expertmesh_controller.gateway.sampling.choosing import Choice
 from expertmesh_controller.gateway.scoring import ScoreText, parse_score, read_choices, score_response
+from expertmesh_controller.gateway.superseding import Generations
 from expertmesh_controller.gateway.text.codec import TextCodec
 from expertmesh_controller.gateway.text.streaming import AnswerText
 
@@ -54,6 +55,7 @@ class ModelAnswers:
     ) -> None:
         self.served = served
         self._engine, self._codec, self._clock = engine, codec, clock
+        self._generations = Generations(engine)
         self._default_deadline_s, self._ready = default_deadline_s, ready
 
     async def generate(
@@ -71,13 +73,10 @@ class ModelAnswers:
             facts = Facts(self._clock.monotonic())
             yield self._finished(parsed, reason, answer, facts, len(parsed.resumed_ids))
             return
-        ticket = self._engine.submit(parsed, caller.name)
-        try:
+        # The call's own id: of the answers to one request over HTTP, each has another one.
+        with self._generations.submitted(parsed, caller.name, request.request_id) as ticket:
             async for response in self._stream(parsed, answer, ticket):
                 yield response
-        finally:
-            # However the answer ends (complete, client gone, deadline), the slot is given back.
-            self._engine.cancel(ticket)
 
     async def tokenize(self, request: inference_pb2.TokenizeRequest) -> inference_pb2.TokenizeResponse:
         """See `Answering.tokenize`."""

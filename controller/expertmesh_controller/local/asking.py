@@ -11,7 +11,7 @@ from expertmesh.local_access import home_folder
 from expertmesh_common.access.tokens import new_token, split_token
 from expertmesh_common.bundle.manifest import Precision
 from expertmesh_common.errors import InvalidInput
-from expertmesh_controller.local.gateways import further_listens
+from expertmesh_controller.local.gateways import further_doors, further_listens
 from expertmesh_controller.local.local_model import find_bundles
 from expertmesh_controller.local.openai_line import http_listen
 from expertmesh_controller.local.plan import UpRequest
@@ -60,6 +60,8 @@ def up_request(flags: UpFlags, runtime_folder: Path) -> UpRequest:
     token = flags.token or (None if is_local_only(listen) and not flags.secure else new_token())
     _known_to_gateways(token, flags.gateways)
     tls = _tls_folder(flags)
+    door = http_listen(flags.http_port, flags.listen, token=token, tls=tls)
+    gateways = further_listens(listen, flags.gateways, besides=() if door is None else (door,))
     return UpRequest(
         bundles=tuple((name, folder.resolve()) for name, folder in find_bundles(flags.models)),
         workers=flags.workers,
@@ -71,12 +73,13 @@ def up_request(flags: UpFlags, runtime_folder: Path) -> UpRequest:
         join_token=None if token is None else new_token(),
         local_token=None if token is None else new_token(),
         tls=tls,
-        http_listen=http_listen(flags.http_port, flags.listen, token=token, tls=tls),
+        http_listen=door,
         cache=(flags.cache or home_folder() / "cache").absolute(),
         runtime_folder=runtime_folder,
         log_folder=logs.absolute(),
         controller_options=flags.controller_options,
-        gateways=further_listens(listen, flags.gateways),
+        gateways=gateways,
+        gateway_doors=further_doors(door, gateways, listen),
         gateway_options=flags.gateway_options,
     )
 

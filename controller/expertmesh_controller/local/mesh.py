@@ -39,7 +39,10 @@ class RunningProcess:
 
 @dataclass(frozen=True, slots=True)
 class MeshState:
-    """What runs now. `address` is what local clients dial; `addresses` are those of all gateways, it first."""
+    """What runs now. `address` is what local clients dial; `addresses` are those of all gateways, it first.
+
+    The same holds of the OpenAI doors' URLs.
+    """
 
     address: str
     addresses: tuple[str, ...]
@@ -48,6 +51,7 @@ class MeshState:
     budget_bytes: int
     processes: tuple[RunningProcess, ...]
     openai_base_url: str | None = None
+    openai_base_urls: tuple[str, ...] = ()
 
 
 class LocalMesh:
@@ -78,8 +82,11 @@ class LocalMesh:
         processes = tuple(RunningProcess(child.spec.name, child.pid) for child in children)
         request = self._request
         addresses = request.dial_addresses
-        door = request.openai_base_url
-        return MeshState(addresses[0], addresses, request.token, request.tls, self._budget, processes, door)
+        doors = request.openai_base_urls
+        return MeshState(
+            addresses[0], addresses, request.token, request.tls, self._budget, processes,
+            next(iter(doors), None), doors,
+        )  # fmt: skip
 
     async def start(self, progress: Progress) -> tuple[Node, ...]:
         """Start everything; returns the workers once every expert is served.

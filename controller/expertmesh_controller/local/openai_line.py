@@ -41,9 +41,9 @@ def openai_line(request: UpRequest) -> str | None:
 
     The token is not shown: the shell reads it from the file that `up` leaves for local clients.
     """
-    if request.openai_base_url is None:
+    if not request.openai_base_urls:
         return None
-    parts = [f"OPENAI_BASE_URL={request.openai_base_url}", f"OPENAI_API_KEY={_key(request)}"]
+    parts = [f"OPENAI_BASE_URL={request.openai_base_urls[0]}", f"OPENAI_API_KEY={_key(request)}"]
     if request.tls is not None:
         parts.append(f"SSL_CERT_FILE={request.tls / 'ca.pem'}")
     return " ".join(parts)

@@ -45,6 +45,8 @@ class UpRequest:
     gateway_options: tuple[str, ...] = ()
     http_listen: str | None = None
     """Where the controller's OpenAI door listens; None for no door."""
+    gateway_doors: tuple[str | None, ...] = ()
+    """Where those of the further gateways listen, one for each."""
 
     @property
     def dial_address(self) -> str:
@@ -57,11 +59,11 @@ class UpRequest:
         return tuple(dialled(listen) for listen in (self.listen, *self.gateways))
 
     @property
-    def openai_base_url(self) -> str | None:
-        """For OpenAI clients of this machine."""
-        if self.http_listen is None:
-            return None
-        return f"{'http' if self.tls is None else 'https'}://{dialled(self.http_listen)}/v1"
+    def openai_base_urls(self) -> tuple[str, ...]:
+        """For OpenAI clients of this machine, the controller's first; none without doors."""
+        scheme = "http" if self.tls is None else "https"
+        doors = (self.http_listen, *self.gateway_doors)
+        return tuple(f"{scheme}://{dialled(door)}/v1" for door in doors if door is not None)
 
 
 def budget_bytes(models: Sequence[LocalModel], request: UpRequest) -> int:
@@ -118,13 +120,13 @@ def gateway_specs(request: UpRequest, environment: Mapping[str, str]) -> tuple[C
         ChildSpec(
             f"gateway-{number}",
             (
-                *gateway_arguments(number, listen, request.dial_address, request.bundles),
+                *gateway_arguments(number, listen, door, request.dial_address, request.bundles),
                 "--transport", request.transport, *_tls(request), *request.gateway_options,
             ),
             _environment(request, environment, {"EXPERTMESH_TOKEN": request.local_token}),
             request.log_folder / f"gateway-{number}.log",
         )
-        for number, listen in enumerate(request.gateways, start=2)
+        for number, (listen, door) in enumerate(zip(request.gateways, request.gateway_doors, strict=True), start=2)
     )  # fmt: skip
 
 

@@ -59,6 +59,8 @@ def summarise(console: Console, models: Sequence[LocalModel], request: UpRequest
     console.print(f'  ask it:         expertmesh generate{_server(request)}{chosen} "What is the capital of France?"')
     if (variables := openai_line(request)) is not None:
         console.print(f"  OpenAI clients: {variables}")
+        for url in request.openai_base_urls[1:]:
+            console.print(f"                  or OPENAI_BASE_URL={url}")
     if not is_local_only(request.listen):
         console.print(f"  add a machine:  {join_line(request)}")
         if request.tls is not None:

@@ -1,6 +1,6 @@
 """A carved model's weights under the names and in the layouts that the bundle's graphs ask for.
 
-Matrices enter as [out, in]. At fp32 a graph wants them as [in, out]; at int4 as codes and scales per output row.
+Matrices enter as [out, in]; `formats` knows how they are stored.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ import numpy as np
 
 from expertmesh_common.bundle.manifest import Precision
 from expertmesh_common.bundle.tensors import Array
+from expertmesh_common.graphs.matrices import common_block
 from expertmesh_forge.carve.carved_model import CarvedLayer, CarvedModel
 from expertmesh_forge.dense_model import DenseLayer, Floats
-from expertmesh_forge.quantise import quantise_int4
+from expertmesh_forge.formats import encode_matrix
 
 __all__ = ["expert_tensors", "gate_tensors", "segment_tensors"]
 
@@ -33,7 +34,7 @@ def segment_tensors(carved: CarvedModel, index: int, precision: Precision) -> Te
     """Everything segment `index` of the trunk holds; the last one is the head."""
     model = carved.dense
     if index == model.config.layers:
-        return {"final_norm": model.final_norm, **_matrix("lm_head", model.head, precision)}
+        return {"final_norm": model.final_norm, **encode_matrix("lm_head", model.head, precision)}
     tensors = _attention(model.layers[index], precision)
     block = carved.layers[index]
     if block.shared_width:
@@ -47,8 +48,8 @@ def _attention(layer: DenseLayer, precision: Precision) -> Tensors:
     qkv: Floats = np.concatenate([layer.q, layer.k, layer.v], axis=0)
     return {
         "attn_norm": layer.attn_norm,
-        **_matrix("qkv", qkv, precision),
-        **_matrix("o", layer.o, precision),
+        **encode_matrix("qkv", qkv, precision),
+        **encode_matrix("o", layer.o, precision),
         "ffn_norm": layer.ffn_norm,
     }
 
@@ -56,11 +57,7 @@ def _attention(layer: DenseLayer, precision: Precision) -> Tensors:
 def _feed_forward(layer: CarvedLayer, neurons: slice, prefix: str, precision: Precision) -> Tensors:
     gate_up: Floats = np.concatenate([layer.gate[neurons], layer.up[neurons]], axis=0)
     down = np.ascontiguousarray(layer.down[:, neurons])
-    return {**_matrix(f"{prefix}gate_up", gate_up, precision), **_matrix(f"{prefix}down", down, precision)}
-
-
-def _matrix(name: str, weights: Floats, precision: Precision) -> Tensors:
-    if precision == "fp32":
-        return {name: np.ascontiguousarray(weights.T)}
-    codes, scales = quantise_int4(weights)
-    return {f"{name}_q": codes, f"{name}_s": scales}
+    # Alike for shared and routed experts, so that a layer can be run as one product over all of them.
+    block = common_block(layer.gate.shape[1], layer.expert_width, layer.shared_width)
+    matrices = {f"{prefix}gate_up": gate_up, f"{prefix}down": down}
+    return {k: v for name, m in matrices.items() for k, v in encode_matrix(name, m, precision, block).items()}

@@ -36,7 +36,7 @@ from expertmesh_forge.dense_model import DenseConfig
 from expertmesh_forge.errors import BundleError
 from expertmesh_forge.gguf_tokenizer import ChatSettings
 
-__all__ = ["BundleLabels", "require_replaceable", "write_bundle"]
+__all__ = ["BundleLabels", "require_replaceable", "swap_into_place", "write_bundle"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
     partial.chmod(0o755)
     try:
         yield partial
-        _swap(partial, folder)
+        swap_into_place(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -180,7 +180,8 @@ def require_replaceable(folder: Path) -> None:
         raise BundleError(f"{folder} exists and is not a bundle; choose another folder or remove it")
 
 
-def _swap(partial: Path, folder: Path) -> None:
+def swap_into_place(partial: Path, folder: Path) -> None:
+    """Give the whole bundle in `partial` the name `folder`; a bundle that has it stays until then."""
     if not folder.exists():
         partial.rename(folder)
         return

@@ -8,6 +8,7 @@ from expertmesh import Client, InvalidRequest, NotFound, Overloaded, ResumePolic
 from expertmesh.errors import Internal
 from expertmesh.local_access import leave_token, local_token
 from expertmesh.options import generate_request
+from expertmesh.requests import score_request
 from expertmesh.resuming import Failure, resume_delay_s
 
 
@@ -15,22 +16,23 @@ def test_every_option_lands_in_its_field():
     request = generate_request(
         "hi", None, None,
         {"model": "m", "max_tokens": 5, "temperature": 0.5, "top_k": 3, "top_p": 0.9, "min_p": 0.125, "seed": 7,
-         "repetition_penalty": 1.5, "stop": ["a", "b"], "ignore_eos": True, "top_logprobs": 2},
-        "r",
+         "repetition_penalty": 1.5, "stop": ["a", "b"], "ignore_eos": True, "top_logprobs": 2,
+         "request_id": "r"},
     )  # fmt: skip
     sampling = request.sampling
     assert (request.model, request.prompt, request.max_tokens, request.logprobs) == ("m", "hi", 5, True)
+    assert request.request_id == "r"
     assert (sampling.temperature, sampling.top_k, sampling.min_p, sampling.seed) == (0.5, 3, 0.125, 7)
     assert (round(sampling.top_p, 3), sampling.repetition_penalty) == (0.9, 1.5)
     assert (list(sampling.stop), sampling.ignore_eos, sampling.top_logprobs) == (["a", "b"], True, 2)
 
 
 def test_one_stop_string_is_not_taken_apart():
-    assert list(generate_request("x", None, None, {"stop": "END"}, "r").sampling.stop) == ["END"]
+    assert list(generate_request("x", None, None, {"stop": "END"}).sampling.stop) == ["END"]
 
 
 def test_options_that_were_left_out_are_unset_on_the_wire():
-    sampling = generate_request("x", None, None, {}, "r").sampling
+    sampling = generate_request("x", None, None, {}).sampling
     assert not sampling.HasField("top_p")
     assert not sampling.HasField("repetition_penalty")
 
@@ -38,11 +40,18 @@ def test_options_that_were_left_out_are_unset_on_the_wire():
 @pytest.mark.parametrize("arguments", [(None, None, None), ("a", [1], None), ("a", None, [])])
 def test_exactly_one_input_is_wanted(arguments):
     with pytest.raises(InvalidRequest, match="exactly one"):
-        generate_request(*arguments, {}, "r")
+        generate_request(*arguments, {})
+
+
+def test_every_request_without_an_id_gets_one_of_its_own():
+    scores = [score_request("x", None, None, None, model="", top_logprobs=0, request_id="") for _ in range(2)]
+    ids = {request.request_id for request in (generate_request("x", None, None, {}), *scores)}
+    assert len(ids) == 3
+    assert all(ids)
 
 
 def test_an_empty_prompt_is_still_a_prompt():
-    assert generate_request("", None, None, {}, "r").WhichOneof("input") == "prompt"
+    assert generate_request("", None, None, {}).WhichOneof("input") == "prompt"
 
 
 @pytest.mark.parametrize("options", [{"temprature": 1}, {"max_tokens": -1}, {"seed": "x"}, {"top_k": 1.5}])

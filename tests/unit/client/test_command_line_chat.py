@@ -157,10 +157,10 @@ class Terminal:
         assert self.shows(text, 20), self.seen
 
     def shows(self, text, wait_s):
-        end = time.monotonic() + wait_s
+        waiting, end = select.poll(), time.monotonic() + wait_s  # select() takes no descriptor above 1023
+        waiting.register(self.master, select.POLLIN)
         while text not in self.seen:
-            ready, _, _ = select.select([self.master], [], [], max(0.0, end - time.monotonic()))
-            if not ready:
+            if not waiting.poll(max(0.0, 1000 * (end - time.monotonic()))):
                 return False
             self.seen += os.read(self.master, 4096).decode(errors="replace")
         _, _, self.seen = self.seen.partition(text)

@@ -6,6 +6,7 @@ import pkgutil
 import pytest
 
 import expertmesh_api.v1
+from expertmesh.cli import tokens as cli_tokens
 from expertmesh_common.access.doorkeeper import Doorkeeper
 from expertmesh_common.access.identity import Identity, caller_name, enter_call, peer_host
 from expertmesh_common.access.scopes import METHODS, Scope, granted, needed_scope, read_scopes
@@ -57,6 +58,16 @@ def test_a_token_keeps_its_id_and_hides_its_secret():
     assert new_token() != token
     for text in ("em__x", "em_a_short", "secret", "em_A1_" + "x" * 40, "em_a1_" + "x" * 31 + "é"):
         assert split_token(text) is None
+
+
+def test_the_command_line_makes_tokens_of_the_form_that_servers_read(capsys):
+    cli_tokens.new()
+
+    made = capsys.readouterr().out.strip()
+    parts, own = split_token(made), split_token(new_token())
+    assert parts is not None
+    assert own is not None
+    assert (len(parts.id), len(parts.secret)) == (len(own.id), len(own.secret))
 
 
 def test_what_a_server_keeps_of_a_token_does_not_contain_it():

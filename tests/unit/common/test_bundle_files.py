@@ -3,6 +3,7 @@
 import copy
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -36,6 +37,19 @@ def test_the_files_are_plain_safetensors(tensors):
 
     for name, value in tensors.items():
         np.testing.assert_array_equal(value, loaded[name])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_halves_come_back_and_other_readers_know_them(tmp_path, dtype):
+    value = np.arange(-6, 6, dtype=np.float32).reshape(3, 4).astype(dtype)
+    data = encode_tensors({"half": value})
+    (tmp_path / "x").write_bytes(data)
+
+    found = read_tensors(tmp_path / "x")["half"]
+
+    assert found.dtype == value.dtype
+    np.testing.assert_array_equal(found.astype(np.float32), value.astype(np.float32))
+    np.testing.assert_array_equal(load(data)["half"].astype(np.float32), value.astype(np.float32))
 
 
 @given(hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=9), elements=st.floats(width=32, allow_nan=False)))

@@ -4,7 +4,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from expertmesh_forge.errors import BadWeights, UnsupportedModel
-from expertmesh_forge.quantise import dequantise_int4, quantise_int4
+from expertmesh_forge.quantise import dequantise_int4, dequantise_int8, quantise_int4, quantise_int8
 
 
 def _matrix(rows, inner, seed=0):
@@ -29,19 +29,26 @@ def test_codes_and_scales_mean_to_the_runtime_what_they_mean_here():
     np.testing.assert_allclose(found, rows @ dequantise_int4(codes, scales).T, atol=1e-4)
 
 
-def test_quantising_loses_something_but_at_most_one_step():
+@pytest.mark.parametrize("block", [32, 128])
+@pytest.mark.parametrize(
+    ("quantise", "dequantise"), [(quantise_int4, dequantise_int4), (quantise_int8, dequantise_int8)]
+)
+def test_quantising_loses_something_but_at_most_one_step(quantise, dequantise, block):
     weights = _matrix(64, 128)
-    codes, scales = quantise_int4(weights)
-    error = np.abs(dequantise_int4(codes, scales) - weights).reshape(64, 4, 32)
+    codes, scales = quantise(weights, block)
+    error = np.abs(dequantise(codes, scales) - weights).reshape(64, -1, block)
     assert error.max() > 0
     assert (error <= np.abs(scales)[..., None] * 1.0001).all()
     assert np.median(error / np.abs(scales)[..., None]) < 0.5
 
 
-def test_a_matrix_that_is_already_quantised_stays_and_zeros_stay_zero():
-    once = dequantise_int4(*quantise_int4(_matrix(32, 64)))
-    np.testing.assert_allclose(dequantise_int4(*quantise_int4(once)), once, atol=1e-6)
-    assert not dequantise_int4(*quantise_int4(np.zeros((4, 32), np.float32))).any()
+@pytest.mark.parametrize(
+    ("quantise", "dequantise"), [(quantise_int4, dequantise_int4), (quantise_int8, dequantise_int8)]
+)
+def test_a_matrix_that_is_already_quantised_stays_and_zeros_stay_zero(quantise, dequantise):
+    once = dequantise(*quantise(_matrix(32, 64)))
+    np.testing.assert_allclose(dequantise(*quantise(once)), once, atol=1e-6)
+    assert not dequantise(*quantise(np.zeros((4, 32), np.float32))).any()
 
 
 def test_an_asymmetric_grid_of_the_same_blocks_is_not_reproduced():

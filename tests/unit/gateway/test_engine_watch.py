@@ -11,6 +11,7 @@ import pytest
 from e2e.running import until
 from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.clock import SystemClock
+from expertmesh_common.observability.pulse import Pulse
 from expertmesh_controller import observing
 from expertmesh_controller.gateway.batching.engine import Engine
 from expertmesh_controller.gateway.batching.forward import Forward
@@ -19,7 +20,20 @@ from expertmesh_controller.gateway.trunk.local import LocalTrunk
 from models import tiny_bundle as tiny
 from models.numpy_plane import NumpyPlane
 
-STALL_S = 0.4
+BEAT_S = 0.05
+
+
+class Watch:
+    """What the engine's pulse takes for the time."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def pass_s(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    def __call__(self) -> float:
+        return self.now_s
 
 
 class StuckPlane(NumpyPlane):
@@ -41,12 +55,18 @@ def plane(tmp_path):
 
 
 @pytest.fixture
-async def engine(tmp_path, plane, monkeypatch):
-    monkeypatch.setattr(observing, "ENGINE_STALL_S", STALL_S)
-    monkeypatch.setattr("expertmesh_controller.gateway.batching.engine.IDLE_BEAT_S", STALL_S / 4)
+def watch():
+    return Watch()
+
+
+@pytest.fixture
+async def engine(tmp_path, plane, watch, monkeypatch):
+    monkeypatch.setattr("expertmesh_controller.gateway.batching.engine.IDLE_BEAT_S", BEAT_S)
     bundle = Bundle(tmp_path)
     trunk = LocalTrunk(bundle, "fp32", slots=2, context_tokens=64, chunk_tokens=16)
-    engine = Engine(trunk, Forward(trunk, plane, bundle.manifest.layers, 5.0), SystemClock(), 4)
+    forward = Forward(trunk, plane, bundle.manifest.layers, 5.0)
+    forward.pulse = Pulse(watch)
+    engine = Engine(trunk, forward, SystemClock(), 4)
     engine.start()
     yield engine
     plane.let_go.set()
@@ -60,15 +80,15 @@ def alive(engine: Engine) -> str | None:
     return check.probe()
 
 
-async def test_an_idle_engine_goes_on_turning(engine):
-    await asyncio.sleep(3 * STALL_S)
-    assert alive(engine) is None
+async def test_an_idle_engine_goes_on_turning(engine, watch):
+    watch.pass_s(3 * observing.ENGINE_STALL_S)
+    until(lambda: alive(engine) is None, 10)
 
 
-async def test_an_engine_that_does_not_come_back_from_a_step_is_told_until_it_does(engine, plane):
+async def test_an_engine_that_does_not_come_back_from_a_step_is_told_until_it_does(engine, plane, watch):
     engine.submit(Request((1, 2, 3), 2, SystemClock().monotonic() + 60))
     await asyncio.to_thread(plane.entered.wait, 10)
-    await asyncio.sleep(2 * STALL_S)
+    watch.pass_s(2 * observing.ENGINE_STALL_S)
     assert "the engine of model tiny has not turned for" in (alive(engine) or "")
     plane.let_go.set()
     until(lambda: alive(engine) is None, 10)

@@ -8,21 +8,25 @@ from pathlib import Path
 
 import pytest
 
-from expertmesh_api.v1 import blobs_pb2, blobs_pb2_grpc
+from expertmesh_api.v1 import blobs_pb2, blobs_pb2_grpc, routes_pb2_grpc
 from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.bundle.manifest import MANIFEST_NAME
 from expertmesh_common.clock import SystemClock
 from expertmesh_common.errors import CorruptData, InvalidInput, NotHere, Unavailable
 from expertmesh_common.security import Security, dial
 from expertmesh_common.serving import Serving
-from expertmesh_controller.cluster.bundles import ServedBundle
+from expertmesh_controller.cluster.bundles import LeavingModel, ServedBundle
+from expertmesh_controller.cluster.remote_bundles import RemoteBundles
 from expertmesh_controller.control.bundles_hub import BundleBlobs, BundlesHub, offered
 from expertmesh_controller.control.catalogue import ServedModel
+from expertmesh_controller.control.routes_hub import RoutesHub
+from expertmesh_controller.control.routes_service import RoutesService
 from expertmesh_controller.gateway.bundle_following import BundleFollower, changes
 from expertmesh_controller.gateway.fetching import BundleCache, gateway_blobs
 from models import tiny_bundle as tiny
 
 A, B = ServedBundle("a", "fp32", "0" * 64, 1), ServedBundle("b", "fp32", "1" * 64, 1)
+DRAINS = 123.5  # seconds; a host of this test drains for ever then
 NEWER = ServedBundle("a", "fp32", "2" * 64, 1)
 
 
@@ -162,6 +166,7 @@ class Host:
 
     def __init__(self) -> None:
         self.told: list[str] = []
+        self.drains_s: dict[str, float] = {}
         self.news = asyncio.Event()
 
     async def load(self, spec, bundle):
@@ -171,6 +176,9 @@ class Host:
         self._note(f"+{spec.name}")
 
     async def end(self, name, drain_s):
+        self.drains_s[name] = drain_s
+        if drain_s == DRAINS:
+            await asyncio.Event().wait()
         self._note(f"-{name}")
 
     def _note(self, text: str) -> None:
@@ -198,5 +206,28 @@ async def test_models_come_and_go_with_the_list_and_what_cannot_be_had_is_tried_
     await host.until(["+a", "+b", "-a", "+a"])
     hub.publish([])
     await host.until(["+a", "+b", "-a", "+a", "-b", "-a"])
+    assert host.drains_s == {"a": 1, "b": 1}
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["in process", "grpc"])
+async def test_a_model_ends_as_long_as_its_call_said_and_others_come_meanwhile(bundle: Bundle, remote: bool):
+    hub, host, serving = BundlesHub(), Host(), Serving(Security())
+    routes_pb2_grpc.add_RoutesServicer_to_server(RoutesService(RoutesHub(print, print), hub), serving.server)
+    port = await serving.start("127.0.0.1:0")
+    async with dial(f"127.0.0.1:{port}", Security()) as channel:
+        bundles = RemoteBundles(channel, "gw", SystemClock()) if remote else hub
+        follower = BundleFollower(bundles, Shelf(bundle), host, SystemClock(), slots=2, drain_s=1)
+        running = asyncio.create_task(follower.run())
+        hub.publish([A])
+        await host.until(["+a"])
+        hub.publish([B], [LeavingModel("a", DRAINS)])
+        await host.until(["+a", "+b"])
+        assert host.drains_s == {"a": DRAINS}
+        hub.publish([NEWER], [LeavingModel("b", 0.25)])
+        await host.until(["+a", "+b", "-b"])  # the newer one of that name waits for the older one's end
+        assert host.drains_s == {"a": DRAINS, "b": 0.25}
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    await serving.stop(0)

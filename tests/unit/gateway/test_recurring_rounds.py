@@ -109,6 +109,17 @@ def test_bytes_that_are_no_reply_break_the_link(links):
     assert outcome.broken
 
 
+@pytest.mark.parametrize("change", [lambda reply: reply[:-1], lambda reply: reply + b"\0"], ids=["short", "long"])
+def test_a_reply_whose_length_is_not_what_its_head_says_breaks_the_link(links, change):
+    sound = links[0].receive
+    links[0].receive = lambda expires_at: memoryview(change(bytes(sound(expires_at))))
+
+    outcome = run(links)[0]
+
+    assert isinstance(outcome, Failure)
+    assert outcome.broken
+
+
 def test_a_round_with_experts_in_this_process_goes_the_long_way(links):
     links[1] = LocalLink("w1", IdentityHost())
     call, messages = round_of(links)

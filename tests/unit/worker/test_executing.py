@@ -9,32 +9,11 @@ import numpy as np
 import pytest
 
 from expertmesh_common.channel.frame import Request, Status, model_key
-from expertmesh_worker.providers import Provider, provider
+from expertmesh_worker.providers import Provider
 from expertmesh_worker.runtime.executing import Runtime
-from expertmesh_worker.runtime.lanes import Lanes
 from expertmesh_worker.runtime.residents import ExpertName, Residents
-from models.made_experts import HIDDEN, SMALL, reference, store_expert
-
-MODEL, LAYER, EXPERTS = "m", 3, 5
-
-
-@pytest.fixture(scope="module")
-def blobs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("blobs")
-    return [store_expert(folder, SMALL, seed)[0] for seed in range(EXPERTS)]
-
-
-@pytest.fixture
-def lanes():
-    return Lanes(1)
-
-
-@pytest.fixture
-def runtime(blobs, lanes):
-    residents = Residents(10**9, provider("cpu"), lanes)
-    for index, path in enumerate(blobs):
-        residents.load(ExpertName(MODEL, LAYER, index), SMALL, path, path.name)
-    return Runtime(residents, lanes)
+from models.made_experts import HIDDEN, SMALL, reference
+from rigs.loaded_runtime import EXPERTS, LAYER, MODEL
 
 
 def frame(rows, pairs, *, weight_on="output", reduce="sum", model=MODEL, layer=LAYER, deadline_ms=0):

@@ -31,3 +31,18 @@ def test_terms_only_grow():
         terms.see(common_pb2.Epoch(term=4, n=99))
 
     assert terms.newest == 5
+
+
+def test_terms_of_another_store_begin_anew_and_those_of_the_same_do_not():
+    terms = Terms()
+    terms.count_for("a")
+    terms.see(common_pb2.Epoch(term=5))
+    for same in ("a", ""):
+        terms.count_for(same)
+        with pytest.raises(Precondition, match="term 5 was seen"):
+            terms.see(common_pb2.Epoch(term=1))
+
+    terms.count_for("b")
+    terms.see(common_pb2.Epoch(term=1))
+
+    assert terms.newest == 1

@@ -10,28 +10,9 @@ import pytest
 
 from expertmesh_common.channel.frame import Request, Status, decode_reply, encode_request, model_key
 from expertmesh_worker.channel.answering import answer
-from expertmesh_worker.providers import provider
-from expertmesh_worker.runtime.executing import Runtime
-from expertmesh_worker.runtime.lanes import Lanes
-from expertmesh_worker.runtime.residents import ExpertName, Residents
-from models.made_experts import HIDDEN, SMALL, store_expert
-
-MODEL, LAYER, EXPERTS = "m", 3, 5
-
-
-@pytest.fixture(scope="module")
-def blobs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("blobs")
-    return [store_expert(folder, SMALL, seed)[0] for seed in range(EXPERTS)]
-
-
-@pytest.fixture
-def runtime(blobs):
-    lanes = Lanes(1)
-    residents = Residents(10**9, provider("cpu"), lanes)
-    for index, path in enumerate(blobs):
-        residents.load(ExpertName(MODEL, LAYER, index), SMALL, path, path.name)
-    return Runtime(residents, lanes)
+from expertmesh_worker.runtime.residents import ExpertName
+from models.made_experts import HIDDEN
+from rigs.loaded_runtime import LAYER, MODEL
 
 
 def frame(seed=0, experts=(0, 2, 3), weights=None, *, seq=1, row=None, rows=1, epoch=(1, 1), deadline_ms=500, **more):

@@ -12,6 +12,7 @@ from functools import partial
 from expertmesh_api.v1 import common_pb2, membership_pb2
 from expertmesh_common.errors import InvalidInput, MeshError, Precondition
 from expertmesh_common.graphs.expert import ExpertShape
+from expertmesh_worker.agent.fetched import FetchedExperts
 from expertmesh_worker.artifacts.cache import ArtifactCache, Wanted
 from expertmesh_worker.runtime.residents import ExpertName, Residents
 
@@ -19,10 +20,21 @@ log = logging.getLogger(__name__)
 
 
 class Terms:
-    """The newest leader's term that was seen; it only grows, whatever stream brings it."""
+    """The newest leader's term that was seen; it only grows, whatever stream brings it.
+
+    Terms of another store begin anew: one that was in memory only, and died with its controller.
+    """
 
     def __init__(self) -> None:
         self.newest = 0
+        self._incarnation = ""
+
+    def count_for(self, incarnation: str) -> None:
+        """Whoever leads now has its terms from this store; empty is not known."""
+        if incarnation and incarnation != self._incarnation:
+            if self._incarnation:
+                self.newest = 0
+            self._incarnation = incarnation
 
     def see(self, epoch: common_pb2.Epoch) -> None:
         """Accept the leader of `epoch`; term 0 is nobody yet.
@@ -52,6 +64,7 @@ class Orders:
         self._cache = cache
         self._terms = terms
         self._loaders = loaders
+        self.fetched = FetchedExperts(cache.store)
         self._turns: defaultdict[ExpertName, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def carry_out(self, order: membership_pb2.Order) -> membership_pb2.OrderResult:
@@ -86,6 +99,7 @@ class Orders:
         shape = ExpertShape(spec.hidden, spec.width, spec.precision, spec.activation or "swiglu")
         sources = tuple(source.address or self._origin for source in order.sources if source.transport == "grpc")
         async with self._turns[name], self._cache.held(Wanted(spec.digest, spec.blob_bytes, sources)) as path:
+            self.fetched.note(name, spec.precision, spec.digest)
             load = partial(self._residents.load, name, shape, path, spec.digest, spec.resident_bytes)
             await self._in_loader(load)
 

@@ -21,9 +21,13 @@ log = logging.getLogger(__name__)
 
 WELCOME_S = 5.0  # a controller that is alive answers a hello at once
 DEFAULT_HEARTBEAT_MS = 500  # of a controller that names none
+CHECKS_PER_LEASE = 6
 LEAVE_S = 5.0  # how long the control loop may take to route around a worker that leaves
 
 Call = Any  # grpc.aio's stream type takes type arguments in its stubs only
+
+# A connection of its own: one that others keep alive would be dialled again while its other end hangs.
+_OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 
 # What a stream that has ended raises: its status from reading, that it is over from writing, whichever is first.
 STREAM_ERRORS = (grpc.aio.AioRpcError, asyncio.InvalidStateError)
@@ -53,6 +57,7 @@ class Session:
         self._terms = terms
         self._clock = clock
         self._outbox: asyncio.Queue[membership_pb2.WorkerMessage] = asyncio.Queue()
+        self._quiet_checks = 0
 
     def send(self, message: membership_pb2.WorkerMessage) -> None:
         """Queue a message; one that is queued before the hello goes out after it."""
@@ -61,7 +66,7 @@ class Session:
     async def run(self, address: str, security: Security, stop: asyncio.Event, joined: Callable[[], None]) -> None:
         """Dial `address` and serve a stream to it, see `serve`."""
         # The token travels as metadata of the call: interceptors would queue every message.
-        async with dial(address, replace(security, token=None)) as channel:
+        async with dial(address, replace(security, token=None), _OWN_CONNECTION) as channel:
             call = membership_pb2_grpc.MembershipStub(channel).Join(metadata=security.metadata())
             try:
                 await self.serve(call, address, stop, joined)
@@ -83,7 +88,7 @@ class Session:
             welcome = await self._greet(call, address)
             joined()
             log.info("joined the controller at %s lease_ms=%d", address, welcome.lease_ms)
-            await self._exchange(call, (welcome.heartbeat_ms or DEFAULT_HEARTBEAT_MS) / 1e3, stop)
+            await self._exchange(call, welcome, stop)
         except STREAM_ERRORS as error:
             raise Unavailable(f"the stream to {address} ended: {await _ending(call)}") from error
         finally:
@@ -102,23 +107,26 @@ class Session:
             raise _refusal(await call.code(), await call.details(), address)
         if message.WhichOneof("body") != "welcome":
             raise Unavailable(f"the controller at {address} answered a hello with {message.WhichOneof('body')}")
-        self._see(message.welcome.epoch)
+        self._see(message.welcome.epoch, message.welcome.incarnation)
         return message.welcome
 
-    def _see(self, epoch: common_pb2.Epoch) -> None:
+    def _see(self, epoch: common_pb2.Epoch, incarnation: str) -> None:
         """Follow the leader of `epoch`. An old one may not know it yet; the newer one will be there to join."""
+        self._terms.count_for(incarnation)
         try:
             self._terms.see(epoch)
         except Precondition as error:
             raise Unavailable(f"the controller's epoch is {error}") from error
 
-    async def _exchange(self, call: Call, heartbeat_s: float, stop: asyncio.Event) -> None:
+    async def _exchange(self, call: Call, welcome: membership_pb2.Welcome, stop: asyncio.Event) -> None:
         """Until the stream ends, or `stop` is set and the controller has let go."""
         writing = asyncio.create_task(self._write(call))
-        beating = asyncio.create_task(self._beat(heartbeat_s))
+        beating = asyncio.create_task(self._beat((welcome.heartbeat_ms or DEFAULT_HEARTBEAT_MS) / 1e3))
         reading = asyncio.create_task(self._read(call))
         stopping = asyncio.create_task(stop.wait())
-        tasks = (writing, beating, reading, stopping)
+        tasks = [writing, beating, reading, stopping]
+        if welcome.pulse_ms:
+            tasks.append(asyncio.create_task(self._listen(welcome.lease_ms / 1e3)))
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -145,13 +153,24 @@ class Session:
 
     async def _read(self, call: Call) -> None:
         async for message in _messages(call):
+            self._quiet_checks = 0
             match message.WhichOneof("body"):
                 case "order":
                     self._accept(message.order)
                 case "epoch":
-                    self._see(message.epoch.epoch)
+                    self._see(message.epoch.epoch, message.epoch.incarnation)
                 case other:
                     log.warning("the controller sent %s, which this version does not know", other)
+
+    async def _listen(self, lease_s: float) -> None:
+        """Until the controller said nothing for a lease: it hangs, or what answers the pings is not it any more.
+
+        Counted in checks and not by the clock, so that a worker that slept itself hears first what waits for it.
+        """
+        while self._quiet_checks < CHECKS_PER_LEASE:
+            await self._clock.sleep(lease_s / CHECKS_PER_LEASE)
+            self._quiet_checks += 1
+        raise Unavailable(f"the controller said nothing for {lease_s:g} s")
 
     async def _leave(self, reading: asyncio.Task[None]) -> None:
         """Say so, and wait until the control loop has routed around this worker and closes the stream."""

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -19,16 +19,12 @@ from expertmesh_common.channel.host import ExpertHost
 from expertmesh_common.channel.layout import VERSION
 from expertmesh_common.channel.messages import SERVICE, unwrap, wrap
 from expertmesh_common.errors import CorruptData, InvalidInput, Precondition, Unavailable
+from expertmesh_common.serving import Context
 from expertmesh_worker.channel.answering import Answer, Shortcut, answer, refuse
 from expertmesh_worker.channel.tickets import Tickets
 
 # Larger requests, and those that have to wait for a lane, run in a thread: heartbeats and health keep their turn.
 INLINE_BYTES = 64 * 1024
-
-if TYPE_CHECKING:  # the class takes type arguments in its stubs only
-    Context = grpc.aio.ServicerContext[Any, Any]
-else:
-    Context = grpc.aio.ServicerContext
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,11 @@ class Runtime:
     def work(self) -> Work:
         return Work(sum(self._frames), sum(self._rows), self._lanes.waiting)
 
+    @property
+    def waiting_frames(self) -> list[Request]:
+        """Frames that wait for a lane now."""
+        return self._lanes.waiting_frames
+
     def execute(self, request: Request) -> Reply:
         """Answer a frame. Raises nothing: what went wrong is the reply's status and message.
 
@@ -50,7 +55,7 @@ class Runtime:
         weight * expert(row) (or expert(weight * row) with the weight on the input); with `none`, row p is pair p's.
         """
         try:
-            lane = self._lanes.take((request.deadline_ms or DEFAULT_DEADLINE_MS) / 1e3)
+            lane = self._lanes.take((request.deadline_ms or DEFAULT_DEADLINE_MS) / 1e3, request)
             try:
                 return self._execute(request, lane)
             finally:

@@ -11,6 +11,7 @@ import numpy as np
 
 from expertmesh_common.bundle.tensors import read_views
 from expertmesh_common.graphs.expert import INPUT, OUTPUT, ExpertShape, expert_graph
+from expertmesh_common.graphs.matrices import matrix_format
 from expertmesh_worker.providers import Provider, Session
 from expertmesh_worker.runtime.lanes import Lane, Rows
 
@@ -65,7 +66,10 @@ class ExpertInstance:
     def __init__(self, shape: ExpertShape, weights: Path, provider: Provider, lanes: Sequence[Lane]) -> None:
         self.shape = shape
         self.hidden = shape.hidden
-        session = provider.open(expert_graph(shape, read_views(weights), weights.name), weights.parent)
+        self.left_garbage = matrix_format(shape.precision).is_folded
+        """Loading needed heap beside what stays: the weights as they were stored."""
+        graph = expert_graph(shape, read_views(weights), weights.name)
+        session = provider.open(graph, weights.parent, folds_constants=self.left_garbage)
         self.seats = tuple(Seat(session, lane, shape.hidden, provider.binds_host_memory) for lane in lanes)
 
     @property

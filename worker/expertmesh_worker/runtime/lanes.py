@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
-import threading
 
 import numpy as np
 from numpy.typing import NDArray
 
+from expertmesh_common.channel.frame import Request
 from expertmesh_common.errors import DeadlinePassed
 
 Rows = NDArray[np.float32]
@@ -35,14 +36,24 @@ class Lanes:
 
     def __init__(self, count: int) -> None:
         self.all = tuple(Lane(number) for number in range(count))
-        self.waiting = 0
         self._free: queue.SimpleQueue[Lane] = queue.SimpleQueue()
-        self._count_lock = threading.Lock()
+        self._waiting: dict[int, Request | None] = {}
+        self._places = itertools.count()
         for lane in self.all:
             self._free.put(lane)
 
-    def take(self, timeout_s: float) -> Lane:
-        """A free lane, waiting for one if need be.
+    @property
+    def waiting(self) -> int:
+        """How many wait for a lane now."""
+        return len(self._waiting)
+
+    @property
+    def waiting_frames(self) -> list[Request]:
+        """The frames among them."""
+        return [frame for frame in list(self._waiting.values()) if frame is not None]
+
+    def take(self, timeout_s: float, frame: Request | None = None) -> Lane:
+        """A free lane, for `frame` if it is for one, waiting for one if need be.
 
         Raises:
             DeadlinePassed: none became free in time.
@@ -51,7 +62,7 @@ class Lanes:
         try:
             return self._free.get_nowait()
         except queue.Empty:
-            return self._wait(timeout_s)
+            return self._wait(timeout_s, frame)
 
     @property
     def all_taken(self) -> bool:
@@ -74,9 +85,9 @@ class Lanes:
         for lane in held:
             self._free.put(lane)
 
-    def _wait(self, timeout_s: float) -> Lane:
-        with self._count_lock:
-            self.waiting += 1
+    def _wait(self, timeout_s: float, frame: Request | None) -> Lane:
+        place = next(self._places)
+        self._waiting[place] = frame
         try:
             return self._free.get(timeout=max(timeout_s, 0.0))
         except queue.Empty:
@@ -84,5 +95,4 @@ class Lanes:
                 f"the frame waited {timeout_s * 1e3:.0f} ms for one of {len(self.all)} lanes"
             ) from None
         finally:
-            with self._count_lock:
-                self.waiting -= 1
+            del self._waiting[place]

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from expertmesh_common.bundle.tensors import read_views
 from expertmesh_common.channel.frame import model_key
 from expertmesh_common.errors import InvalidInput, Precondition
 from expertmesh_common.graphs.expert import ExpertShape, resident_bytes
@@ -92,11 +93,13 @@ class Residents:
         if held is not None and (held.digest, held.instance.shape) == (digest, shape):
             return held.bytes
         del held  # the copy that is replaced must have no other reference when its bytes count as free
-        size = max(declared_bytes, resident_bytes(shape))
+        size = max(declared_bytes, resident_bytes(shape, read_views(weights)))
         self._reserve(name, shape, size)
         try:
             instance = ExpertInstance(shape, weights, self._provider, self._lanes.all)
             self._warm(instance)
+            if instance.left_garbage:
+                return_free_memory()
         except BaseException:
             self._give_back(size)
             raise

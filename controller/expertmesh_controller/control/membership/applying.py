@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from expertmesh_common.errors import Refused
 from expertmesh_controller.control.membership.hello import Hello
+from expertmesh_controller.control.membership.restoring import RETIRED_KEPT, restored
 from expertmesh_controller.control.membership.state import (
     Answered,
     Broke,
@@ -19,6 +20,7 @@ from expertmesh_controller.control.membership.state import (
     Limits,
     Member,
     Ordered,
+    Restored,
     SentOrder,
     Suspected,
     Suspicion,
@@ -27,9 +29,6 @@ from expertmesh_controller.control.membership.state import (
 
 CRASHES_ALLOWED = 2
 """A worker may be killed, and killed again by whoever looks for the reason; after that it is left out for a while."""
-
-RETIRED_KEPT = 32
-"""Superseded generations remembered per worker: a ghost is one of the last few."""
 
 
 def admit(cluster: Cluster, hello: Hello) -> None:
@@ -46,7 +45,7 @@ def admit(cluster: Cluster, hello: Hello) -> None:
         )
 
 
-def apply(cluster: Cluster, event: Event) -> Cluster:  # noqa: PLR0911 - one case an event
+def apply(cluster: Cluster, event: Event) -> Cluster:  # noqa: C901, PLR0911 - one case an event
     """The cluster after `event`. Events of connections that are not a member's (any more) change nothing."""
     match event:
         case Joined():
@@ -57,6 +56,8 @@ def apply(cluster: Cluster, event: Event) -> Cluster:  # noqa: PLR0911 - one cas
             return replace(cluster, orders={**cluster.orders, order_id: order})
         case Suspected():
             return _suspected(cluster, event)
+        case Restored():
+            return restored(cluster, event)
     member = cluster.member_of(event.connection)
     if member is None:
         return cluster
@@ -85,7 +86,8 @@ def _joined(cluster: Cluster, event: Joined) -> Cluster:
         cluster = replace(cluster, retired={**cluster.retired, hello.worker_id: retired})
         recent = tuple(at for at in life.crashes if event.at - at <= cluster.limits.crash_window_s)
         life = Life(hello.generation, recent if life.left else (*recent, event.at))
-    cluster = replace(cluster, lives={**cluster.lives, hello.worker_id: replace(life, left=False)})
+    others = {worker_id: other for worker_id, other in cluster.lives.items() if worker_id != hello.worker_id}
+    cluster = replace(cluster, lives={**others, hello.worker_id: replace(life, left=False)})
     aside_until = _aside_until(life, cluster.limits)
     return _with(
         cluster,

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 
 from expertmesh_api.v1 import membership_pb2
 from expertmesh_common.clock import Clock
@@ -24,6 +23,7 @@ from expertmesh_controller.control.membership.state import (
     LeaveAsked,
     Limits,
     Ordered,
+    Restored,
     SentOrder,
     Suspected,
     Ticked,
@@ -104,10 +104,9 @@ class Registry:
         self._connections.pop(connection.number, None)
         self._apply(Broke(connection.number))
 
-    def restore(self, retired: Mapping[str, tuple[str, ...]]) -> None:
-        """Remember generations that were superseded before this controller started."""
-        merged = {**retired, **self.cluster.retired}
-        self.cluster = replace(self.cluster, retired=merged)
+    def restore(self, retired: Mapping[str, tuple[str, ...]], generations: Mapping[str, str]) -> None:
+        """Remember the starts that were known, and those superseded, before this controller led."""
+        self._apply(Restored(retired, generations))
 
     def tick(self) -> None:
         self._apply(Ticked(self._clock.monotonic()))
@@ -121,9 +120,11 @@ class Registry:
         self._apply(Ordered(message.order_id, order))
         self._connections[member.connection].send(membership_pb2.ControlMessage(order=message))
 
-    def announce(self, epoch: Epoch) -> None:
+    def announce(self, epoch: Epoch, incarnation: str) -> None:
         """Tell every worker of the newest epoch."""
-        message = membership_pb2.ControlMessage(epoch=membership_pb2.EpochChanged(epoch=epoch.to_proto()))
+        message = membership_pb2.ControlMessage(
+            epoch=membership_pb2.EpochChanged(epoch=epoch.to_proto(), incarnation=incarnation)
+        )
         for member in self.cluster.members.values():
             self._connections[member.connection].send(message)
 
@@ -158,4 +159,6 @@ class Registry:
 def _why(hello: Hello, event: Event) -> MeshError:
     if isinstance(event, Joined):
         return Refused(f"worker {hello.worker_id} of generation {hello.generation} was replaced by another connection")
+    if isinstance(event, Restored):
+        return Refused(f"worker {hello.worker_id} of generation {hello.generation} was replaced by a later start of it")
     return Refused(f"worker {hello.worker_id}: its lease ended without a heartbeat; say hello again")

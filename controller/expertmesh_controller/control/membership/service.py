@@ -11,17 +11,19 @@ from expertmesh_common.serving import Context
 from expertmesh_controller.cluster.routes import Epoch
 from expertmesh_controller.control.membership.hello import Hello, read_hello
 from expertmesh_controller.control.membership.registry import Connection, Registry
+from expertmesh_controller.control.settings import ControlSettings
 
 Incoming = AsyncIterator[membership_pb2.WorkerMessage]
 
 
 class MembershipService(membership_pb2_grpc.MembershipServicer):
-    """Hands messages to the registry and sends what it says. `epoch` is the newest one, told at the welcome."""
+    """Hands messages to the registry and sends what it says. `epoch` is the newest one, told at welcome and pulse."""
 
-    def __init__(self, registry: Registry, version: str, heartbeat_s: float, epoch: Callable[[], Epoch]) -> None:
+    def __init__(self, registry: Registry, version: str, settings: ControlSettings, epoch: Callable[[], Epoch]) -> None:
         self._registry = registry
         self._version = version
-        self._heartbeat_s = heartbeat_s
+        self._heartbeat_s = settings.heartbeat_s
+        self._pulse_s = min(settings.pulse_s, settings.lease_s / 3)
         self._epoch = epoch
 
     async def Join(  # noqa: N802 - the name of the call
@@ -41,7 +43,7 @@ class MembershipService(membership_pb2_grpc.MembershipServicer):
         reader = asyncio.create_task(self._read(incoming, connection))
         try:
             yield self._welcome()
-            while (message := await connection.next()) is not None:
+            while (message := await self._next(connection)) is not None:
                 yield message
         finally:
             reader.cancel()
@@ -60,6 +62,16 @@ class MembershipService(membership_pb2_grpc.MembershipServicer):
             raise InvalidInput(f"the first message must be hello, it is {first.WhichOneof('body')}")
         return read_hello(first.hello, self._version)
 
+    async def _next(self, connection: Connection) -> membership_pb2.ControlMessage | None:
+        """The next message, or the epoch once more: workers tell a quiet controller from a hung one by it."""
+        try:
+            async with asyncio.timeout(self._pulse_s):
+                return await connection.next()
+        except TimeoutError:
+            epoch, incarnation = self._epoch()
+            pulse = membership_pb2.EpochChanged(epoch=epoch.to_proto(), incarnation=incarnation)
+            return membership_pb2.ControlMessage(epoch=pulse)
+
     async def _read(self, incoming: Incoming, connection: Connection) -> None:
         """The end of the stream is the end of the worker: whoever lives keeps it open."""
         try:
@@ -70,11 +82,14 @@ class MembershipService(membership_pb2_grpc.MembershipServicer):
             connection.close()
 
     def _welcome(self) -> membership_pb2.ControlMessage:
+        epoch, incarnation = self._epoch()
         return membership_pb2.ControlMessage(
             welcome=membership_pb2.Welcome(
                 lease_ms=int(self._registry.cluster.limits.lease_s * 1000),
                 heartbeat_ms=int(self._heartbeat_s * 1000),
-                epoch=self._epoch().to_proto(),
+                pulse_ms=int(self._pulse_s * 1000),
+                epoch=epoch.to_proto(),
+                incarnation=incarnation,
                 version=self._version,
             )
         )

@@ -197,4 +197,12 @@ class Suspected:
     at: float
 
 
-Event = Joined | Heard | LeaveAsked | Broke | Ordered | Answered | Ticked | Suspected
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What the last leader wrote down: superseded starts by worker, and the last start of each."""
+
+    retired: Mapping[str, tuple[str, ...]]
+    generations: Mapping[str, str]
+
+
+Event = Joined | Heard | LeaveAsked | Broke | Ordered | Answered | Ticked | Suspected | Restored

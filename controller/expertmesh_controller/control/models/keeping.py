@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from expertmesh_common.clock import Clock
 from expertmesh_common.errors import CorruptData, InvalidInput, MeshError, NotHere, Precondition, Unavailable
+from expertmesh_controller.cluster.bundles import LeavingModel
 from expertmesh_controller.cluster.models import ModelSpec
 from expertmesh_controller.control.catalogue import ServedModel
 from expertmesh_controller.control.models.hosting import Hosting, Loaded, Seen
@@ -185,7 +186,7 @@ class ModelKeeper:
 
     async def _end(self, name: str, drain_s: float) -> int:
         """Gateway first: its running answers need the experts until they end."""
-        self._models[name] = replace(self._models[name], state="draining")
+        self._models[name] = replace(self._models[name], state="draining", drain_s=drain_s)
         self._publish()
         until = self._clock.monotonic() + drain_s
         cut = await self._hosting.end(name, drain_s)
@@ -224,7 +225,8 @@ class ModelKeeper:
     def _publish(self) -> None:
         """Answers that drain still need their experts, but no gateway may begin to serve their model."""
         self._loop.serve(self._served("serving", "draining"))
-        self._loop.offer(self._served("serving"))
+        leaving = [LeavingModel(kept.spec.name, kept.drain_s) for kept in self.kept() if kept.state == "draining"]
+        self._loop.offer(self._served("serving"), leaving)
 
     def _served(self, *states: State) -> list[ServedModel]:
         return [k.opened.served for _, k in sorted(self._models.items()) if k.opened is not None and k.state in states]

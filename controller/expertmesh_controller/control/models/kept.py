@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from expertmesh_controller.cluster.bundles import LeavingModel
 from expertmesh_controller.cluster.models import ModelSpec
 from expertmesh_controller.control.catalogue import ServedModel
 from expertmesh_controller.control.models.opening import OpenedModel
@@ -20,8 +21,8 @@ class Loop(Protocol):
     def serve(self, models: Sequence[ServedModel]) -> None:
         """Place the experts of exactly these models."""
 
-    def offer(self, models: Sequence[ServedModel]) -> None:
-        """Let gateways in other processes answer for exactly these models."""
+    def offer(self, models: Sequence[ServedModel], leaving: Sequence[LeavingModel]) -> None:
+        """Let gateways in other processes answer for exactly these models, and end those that are `leaving`."""
 
     async def keep(self, key: str, value: bytes) -> None:
         """Write to the store, or raise Unavailable."""
@@ -35,12 +36,16 @@ class Loop(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A model of this controller. `opened` is None while it is opened, and when that failed with `error`."""
+    """A model of this controller. `opened` is None while it is opened, and when that failed with `error`.
+
+    `drain_s`: how long its answers may go on while it drains.
+    """
 
     spec: ModelSpec
     state: State
     opened: OpenedModel | None = None
     error: str = ""
+    drain_s: float = 0.0
 
     @property
     def digest(self) -> str:

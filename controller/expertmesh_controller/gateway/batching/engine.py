@@ -13,7 +13,7 @@ from expertmesh_common.clock import Clock
 from expertmesh_common.errors import Exhausted, Unavailable
 from expertmesh_common.observability.request_context import current_span
 from expertmesh_controller.gateway.batching.admission import AdmissionLimits, Newcomer, RefusalReason, refusal
-from expertmesh_controller.gateway.batching.forward import Forward
+from expertmesh_controller.gateway.batching.forward import Steps
 from expertmesh_controller.gateway.batching.jobs import Ended, Facts, Failed, Job, Request, Scoring, Ticket
 from expertmesh_controller.gateway.batching.outbox import Outbox, Parcel
 from expertmesh_controller.gateway.batching.pace import Pacing
@@ -22,7 +22,7 @@ from expertmesh_controller.gateway.batching.roster import Crowding, Roster
 from expertmesh_controller.gateway.batching.scoring import ScoringJob
 from expertmesh_controller.gateway.batching.stepping import Stepper, StepSpans
 from expertmesh_controller.gateway.batching.tally import Tally
-from expertmesh_controller.gateway.trunk.executor import TrunkExecutor
+from expertmesh_controller.gateway.trunk.executor import Sequences
 
 __all__ = ["Engine"]
 
@@ -46,8 +46,8 @@ class Engine:
 
     def __init__(
         self,
-        trunk: TrunkExecutor,
-        forward: Forward,
+        trunk: Sequences,
+        forward: Steps,
         clock: Clock,
         queue_limit: int,
         reader_patience_s: float = READER_PATIENCE_S,
@@ -62,6 +62,7 @@ class Engine:
         self._inbox: SimpleQueue[Job | ScoringJob | int | None] = SimpleQueue()
         self._keys = itertools.count()
         self._outstanding = 0
+        self._ending: set[int] = set()
         self._thread: threading.Thread | None = None
         self._spans = spans
         self._stepper: Stepper | None = None
@@ -131,8 +132,17 @@ class Engine:
         self._readers.closed(ticket)
         self._inbox.put(ticket.key)
 
+    def end(self, ticket: Ticket, error: Exception) -> None:
+        """End a request with an error in place of what its reader has not read; its place is free for a newcomer."""
+        if not ticket.facts.ended:
+            self._ending.add(ticket.key)
+        self.cancel(ticket)
+        ticket.events.throw_away()
+        ticket.events.put_nowait(Failed(error))
+
     def _admit(self, newcomer: Newcomer) -> None:
-        found = refusal(newcomer, self._readers.crowd(self._outstanding), self._limits, self.pacing.now)
+        crowd = self._readers.crowd(self._outstanding - len(self._ending))
+        found = refusal(newcomer, crowd, self._limits, self.pacing.now)
         if found is not None:
             self.refused[found.reason] += 1
             raise found.error()
@@ -171,12 +181,14 @@ class Engine:
     def _deliver(self, parcels: list[Parcel]) -> None:
         for ticket, event in parcels:
             if event is None or isinstance(event, (Ended, Failed)):
-                self._left(ticket.facts)
+                self._left(ticket)
             if event is not None and ticket in self._readers:
                 ticket.events.put_nowait(event)
 
-    def _left(self, facts: Facts) -> None:
+    def _left(self, ticket: Ticket) -> None:
+        facts = ticket.facts
         self._outstanding -= 1
+        self._ending.discard(ticket.key)
         facts.ended = True
         if facts.started is not None:
             self.pacing.request_took(self._clock.monotonic() - facts.started)
@@ -189,7 +201,5 @@ class Engine:
 
     def _give_up(self, ticket: Ticket) -> None:
         log.warning("an answer is given up: nothing of it was read for %g s", self._reader_patience_s)
-        self.cancel(ticket)
-        ticket.events.throw_away()
         told = f"nothing of this answer was read for {self._reader_patience_s:g} s, so it was given up: read faster"
-        ticket.events.put_nowait(Failed(Exhausted(told)))
+        self.end(ticket, Exhausted(told))

@@ -13,7 +13,7 @@ from expertmesh_common.observability.pulse import Pulse
 from expertmesh_controller.gateway.batching.tapping import ChunkTap
 from expertmesh_controller.gateway.trunk.executor import Floats, TrunkExecutor, Work
 
-__all__ = ["Experts", "Forward"]
+__all__ = ["Experts", "Forward", "Steps"]
 
 
 class Experts(Protocol):
@@ -34,6 +34,18 @@ class Experts(Protocol):
             DeadlinePassed: monotonic time reached `deadline`.
 
         """
+        ...
+
+
+class Steps(Protocol):
+    """A way to run one step of the whole model."""
+
+    active: NDArray[np.float64]
+    tap: ChunkTap | None
+    pulse: Pulse
+
+    def run(self, work: Work, deadline: float) -> Floats:
+        """Logits float32 [work.logit_rows, vocabulary]; `active` is then the share of neurons of each row."""
         ...
 
 

@@ -10,7 +10,7 @@ from expertmesh_controller.gateway.batching.jobs import Scored, Scoring, Ticket
 from expertmesh_controller.gateway.batching.planning import ChunkPlan
 from expertmesh_controller.gateway.batching.roster import Sequence
 from expertmesh_controller.gateway.sampling.choosing import Choice, described, unusable
-from expertmesh_controller.gateway.trunk.executor import TrunkExecutor
+from expertmesh_controller.gateway.trunk.executor import Sequences
 
 __all__ = ["ScoringJob", "scored"]
 
@@ -49,7 +49,7 @@ class ScoringJob:
         return Scored(tuple(choices))
 
 
-def scored(trunk: TrunkExecutor, job: ScoringJob, chunk: ChunkPlan) -> Scored:
+def scored(trunk: Sequences, job: ScoringJob, chunk: ChunkPlan) -> Scored:
     """What the chunk that just went through `trunk` tells; the head runs over a few rows at a time.
 
     Raises:

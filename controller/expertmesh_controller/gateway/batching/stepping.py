@@ -11,7 +11,7 @@ import numpy as np
 
 from expertmesh_common.clock import Clock
 from expertmesh_common.errors import CorruptData, DeadlinePassed, MeshError, Unavailable
-from expertmesh_controller.gateway.batching.forward import Forward
+from expertmesh_controller.gateway.batching.forward import Steps
 from expertmesh_controller.gateway.batching.jobs import Ended, Event, Failed, Job, Reason, Ticket
 from expertmesh_controller.gateway.batching.pace import Pacing
 from expertmesh_controller.gateway.batching.planning import ChunkPlan, StepPlan, advanced, planned
@@ -20,7 +20,7 @@ from expertmesh_controller.gateway.batching.scoring import ScoringJob, scored
 from expertmesh_controller.gateway.batching.tally import Tally
 from expertmesh_controller.gateway.batching.tapping import ChunkTap
 from expertmesh_controller.gateway.sampling.choosing import choose, unusable
-from expertmesh_controller.gateway.trunk.executor import Chunk, Floats, TrunkExecutor, Work
+from expertmesh_controller.gateway.trunk.executor import Chunk, Floats, Sequences, Work
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -43,8 +43,8 @@ class Stepper:
 
     def __init__(
         self,
-        trunk: TrunkExecutor,
-        forward: Forward,
+        trunk: Sequences,
+        forward: Steps,
         clock: Clock,
         tally: Tally,
         post: Callable[[Ticket, Event | None], None],

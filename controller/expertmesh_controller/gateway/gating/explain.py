@@ -16,7 +16,8 @@ Floats = NDArray[np.float32]
 class Explanation:
     """`score`, `weight` and `margin` float32, `picked` bool, all [T, experts]; the weight of an unpicked expert is 0.
 
-    `margin` is how far a score is from the decision, positive where the expert was picked.
+    `margin` is how far what the picker saw (the score and its correction) is from the decision: positive where the
+    expert was picked, -inf where it could not be, by a filter or its group.
     """
 
     rule: str

@@ -13,15 +13,15 @@ from expertmesh_common.errors import CorruptData
 
 Floats = NDArray[np.float32]
 Scorer = Callable[[Floats], Floats]
-"""rows float32 [T, hidden] -> scores float32 [T, experts]."""
+"""Logits float32 [T, experts] -> scores of the same shape, the same array or a new one."""
 
 
-class LinearScorer:
-    """`rows @ router + bias`."""
+class Logits:
+    """`rows @ router + bias`: rows float32 [T, hidden] -> a new array float32 [T, experts]."""
 
     def __init__(self, tensors: Mapping[str, Array]) -> None:
-        self._router = _floats(tensors, "router", 2)
-        self._bias = _floats(tensors, "bias", 1)
+        self._router = floats(tensors, "router", 2)
+        self._bias = floats(tensors, "bias", 1)
         if self._bias.shape != self._router.shape[1:]:
             raise CorruptData(f"gate has router {self._router.shape} and bias {self._bias.shape}; they must agree")
 
@@ -32,13 +32,20 @@ class LinearScorer:
         return hidden, experts
 
     def __call__(self, rows: Floats) -> Floats:
-        scores = rows @ self._router
-        scores += self._bias
-        return scores
+        # Row by row inside numpy: one product over all rows adds up in another order, and a row must not route
+        # differently in company.
+        logits = rows @ self._router if len(rows) == 1 else (rows[:, np.newaxis] @ self._router)[:, 0]
+        logits += self._bias
+        return logits
 
 
-def _floats(tensors: Mapping[str, Array], name: str, dimensions: int) -> Floats:
-    """The tensor as contiguous memory of its own, so that the hot path never touches a file map."""
+def floats(tensors: Mapping[str, Array], name: str, dimensions: int) -> Floats:
+    """The tensor as contiguous memory of its own, so that the hot path never touches a file map.
+
+    Raises:
+        CorruptData: it is missing, or not float32 with that many dimensions.
+
+    """
     value = tensors.get(name)
     if value is None or value.ndim != dimensions or value.dtype != np.float32:
         found = "missing" if value is None else f"{value.dtype} {value.shape}"
@@ -46,4 +53,27 @@ def _floats(tensors: Mapping[str, Array], name: str, dimensions: int) -> Floats:
     return np.array(value, np.float32)
 
 
-SCORERS: Final[Mapping[str, type[LinearScorer]]] = {"linear": LinearScorer}
+def linear(logits: Floats) -> Floats:
+    """The logits as they are."""
+    return logits
+
+
+def softmax(logits: Floats) -> Floats:
+    """Shares of every row; -inf has none, and a row of nothing else has no shares at all. Works in place."""
+    logits -= np.maximum.reduce(logits, axis=1, keepdims=True, initial=_LEAST)
+    np.exp(logits, out=logits)
+    logits /= np.add.reduce(logits, axis=1, keepdims=True, initial=_TINY)
+    return logits
+
+
+def sigmoid(logits: Floats) -> Floats:
+    """Each logit for itself, as a new array."""
+    with np.errstate(over="ignore"):  # exp overflows where the answer is 0
+        scores: Floats = np.reciprocal(1 + np.exp(-logits))
+        return scores
+
+
+_LEAST = np.finfo(np.float32).min
+_TINY = np.float32(1e-20)  # changes no sum of shares, and makes 0 of 0/0
+
+SCORERS: Final[Mapping[str, Scorer]] = {"linear": linear, "softmax": softmax, "sigmoid": sigmoid}

@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, field
 
-from expertmesh_api.v1 import inference_pb2
+from expertmesh_api.v1 import gating_pb2, inference_pb2
 from expertmesh_common.errors import MeshError
 from expertmesh_common.observability.request_context import caller_traceparent, enter_request, enter_span
 from expertmesh_common.observability.tracing import Tracing
-from expertmesh_controller.gateway.answering import Answering, Caller
+from expertmesh_controller.gateway.answering import Caller, Explaining
 
 __all__ = ["AnswerCounts", "ObservedAnswering"]
 
@@ -64,7 +64,7 @@ class ObservedAnswering:
     Nothing that a caller sends is counted by its own words, so that no caller can make metrics grow.
     """
 
-    def __init__(self, inner: Answering, served_name: Callable[[str], str], tracing: Tracing | None = None) -> None:
+    def __init__(self, inner: Explaining, served_name: Callable[[str], str], tracing: Tracing | None = None) -> None:
         self._inner, self._served_name, self._tracing = inner, served_name, tracing
         self.counts = AnswerCounts()
 
@@ -80,8 +80,17 @@ class ObservedAnswering:
                     yield response
 
     async def tokenize(self, request: inference_pb2.TokenizeRequest) -> inference_pb2.TokenizeResponse:
-        """See `Answering.tokenize`."""
-        return await self._inner.tokenize(request)
+        """See `Answering.tokenize`. Counted, but not worth a line."""
+        outcome = INTERNAL
+        try:
+            response = await self._inner.tokenize(request)
+            outcome = OK
+        except BaseException as error:
+            outcome = outcome_of(error)
+            raise
+        finally:
+            self.counts.outcomes[self._served_name(request.model), "tokenize", outcome] += 1
+        return response
 
     async def score(
         self, request: inference_pb2.ScoreRequest, deadline_s: float | None, caller: Caller
@@ -89,6 +98,13 @@ class ObservedAnswering:
         """See `Answering.score`."""
         with self._observed("score", request.model, caller):
             return await self._inner.score(request, deadline_s, caller)
+
+    async def explain_text(
+        self, request: gating_pb2.ExplainTextRequest, deadline_s: float | None, caller: Caller
+    ) -> gating_pb2.ExplainTextResponse:
+        """See `Explaining.explain_text`."""
+        with self._observed("explain", request.model, caller):
+            return await self._inner.explain_text(request, deadline_s, caller)
 
     async def list_models(self) -> inference_pb2.ListModelsResponse:
         """See `Answering.list_models`."""

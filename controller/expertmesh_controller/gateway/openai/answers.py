@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from expertmesh_api.v1 import inference_pb2
+from expertmesh_controller.gateway.openai.held_logprobs import HeldEntries
 from expertmesh_controller.gateway.openai.logprobs import Entry, Placed, WaitingEntries, entry_of
 
 __all__ = ["AnswerPieces", "Echoed", "Piece", "Usage"]
@@ -44,7 +45,7 @@ class Echoed:
 class AnswerPieces:
     """Follows one answer; `entries` are for log probabilities, None if nobody asked for them."""
 
-    def __init__(self, entries: WaitingEntries | None) -> None:
+    def __init__(self, entries: WaitingEntries | HeldEntries | None) -> None:
         self._entries = entries
 
     def take(self, event: inference_pb2.GenerateResponse) -> Piece:
@@ -58,9 +59,8 @@ class AnswerPieces:
     def _last(self, finished: inference_pb2.Finished) -> Piece:
         placed: list[Placed] = []
         if self._entries is not None:
-            placed = self._entries.shown(len(finished.text_tail))
-            if finished.reason == inference_pb2.FINISH_REASON_LENGTH:
-                placed += self._entries.rest()
+            whole = finished.reason == inference_pb2.FINISH_REASON_LENGTH
+            placed = self._entries.end(finished.text_tail, whole=whole)
         return Piece(finished.text_tail, placed, _REASONS.get(finished.reason, "stop"))
 
 

@@ -27,7 +27,8 @@ class Ask:
     """What a request asks of the gateway.
 
     `calls[i]` gives answer i, whose prompt is number i // per_prompt; `echoes` has one entry per prompt, or none.
-    With `only_echo` nothing is generated. `top_logprobs` None asks for no log probabilities.
+    With `only_echo` nothing is generated. `top_logprobs` None asks for no log probabilities. `limit` is the parameter
+    that the caller limits the tokens with.
     """
 
     model: str
@@ -38,6 +39,7 @@ class Ask:
     top_logprobs: int | None
     echoes: tuple[Echo, ...] = ()
     only_echo: bool = False
+    limit: str = "max_tokens"
 
     def prompt_of(self, answer: int) -> int:
         return answer // self.per_prompt
@@ -67,7 +69,10 @@ def ask_chat(request: ChatRequest, request_id: str) -> Ask:
     limit = request.max_completion_tokens or request.max_tokens or 0
     top_logprobs = request.top_logprobs if request.logprobs else None
     calls = _calls(request, (inference_pb2.GenerateRequest(chat=chat),), limit, top_logprobs, request_id)
-    return Ask(request.model, calls, request.n, request.stream, _usage_in_stream(request), top_logprobs)
+    limited_by = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+    return Ask(
+        request.model, calls, request.n, request.stream, _usage_in_stream(request), top_logprobs, limit=limited_by
+    )
 
 
 def _with_prompt(prompt: Prompt) -> inference_pb2.GenerateRequest:

@@ -21,8 +21,9 @@ from expertmesh_common.errors import (
     Unauthenticated,
     Unavailable,
 )
+from expertmesh_controller.gateway.superseding import Superseded
 
-__all__ = ["Failure", "WrongParam", "failure_of"]
+__all__ = ["Failure", "WrongParam", "failure_of", "named_limit"]
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ _KINDS: tuple[tuple[type[MeshError], int, str, str | None], ...] = (
     (Unauthenticated, 401, _INVALID, "invalid_api_key"),
     (Refused, 403, "permission_error", "insufficient_permissions"),
     (NotHere, 404, _INVALID, "model_not_found"),
+    (Superseded, 409, _INVALID, "superseded"),
     (Precondition, 409, _INVALID, "failed_precondition"),
     (Exhausted, 429, "rate_limit_error", "rate_limit_exceeded"),
     (CorruptData, 500, _SERVER, "corrupt_data"),
@@ -81,6 +83,14 @@ class Failure:
 
     def body(self) -> dict[str, dict[str, str | None]]:
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+def named_limit(error: InvalidInput, limit: str) -> InvalidInput:
+    """The error, about `limit` where it is about `max_tokens`: OpenAI has two names for it."""
+    message = str(error)
+    if limit == "max_tokens" or not message.startswith("max_tokens "):
+        return error
+    return WrongParam(limit + message.removeprefix("max_tokens"), limit)
 
 
 def failure_of(error: Exception, what: str) -> Failure:

@@ -10,7 +10,7 @@ from typing import Any
 
 from expertmesh_api.v1 import inference_pb2
 
-__all__ = ["Entry", "Placed", "WaitingEntries", "chat_form", "completion_form", "entry_of"]
+__all__ = ["Entry", "Placed", "WaitingEntries", "chat_form", "completion_form", "entry_of", "own_text"]
 
 LEAST = -9999.0
 """In place of minus infinity, which JSON cannot write."""
@@ -42,32 +42,28 @@ def entry_of(token: inference_pb2.Token | inference_pb2.ScoredToken) -> Entry:
 
 
 class WaitingEntries:
-    """Entries wait until their text is shown: text that a stop string takes back leaves no entry behind.
+    """Entries of text that is shown as soon as it is certain: nothing is held back, nothing taken back.
 
-    `start` is the number of characters in front of the first one. Where an entry's text is held back, its place is
-    counted from the bytes of the tokens before it.
+    `start` is the number of characters in front of the first one.
     """
 
-    def __init__(self, start: int = 0, *, held_back: bool = True) -> None:
-        self._held_back = held_back
+    def __init__(self, start: int = 0) -> None:
         self._waiting: deque[Placed] = deque()
         self._shown = self._next = start
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def take(self, entry: Entry, text: str) -> list[Placed]:
-        """Add the entry of a token with which `text` became certain; the entries whose text is out now."""
-        own = _own_text(entry.text_bytes)
-        counted = self._counted(entry, own)
-        if own and text.endswith(own):
-            counted = self._shown + len(text) - len(own)
-        elif not self._held_back:  # a token without text, or a part of a character
-            counted = self._shown
-        self._waiting.append(Placed(counted, entry))
-        return self.shown(len(text)) if self._held_back else self._all(len(text))
+        """Add the entry of a token with which `text` became certain; it is out with its text."""
+        own = own_text(entry.text_bytes)
+        # A token without text, or a part of a character, stands where the next text begins.
+        offset = self._shown + (len(text) - len(own) if own and text.endswith(own) else 0)
+        self._waiting.append(Placed(offset, entry))
+        self._shown += len(text)
+        return self.rest()
 
     def add(self, entry: Entry) -> None:
         """Add an entry whose text is shown later."""
-        self._waiting.append(Placed(self._counted(entry, _own_text(entry.text_bytes)), entry))
+        self._waiting.append(Placed(self._counted(entry, own_text(entry.text_bytes)), entry))
 
     def shown(self, characters: int) -> list[Placed]:
         """The entries whose text has begun, now that so many more characters are out."""
@@ -77,15 +73,15 @@ class WaitingEntries:
             out.append(self._waiting.popleft())
         return out
 
+    def end(self, text: str, *, whole: bool) -> list[Placed]:  # noqa: ARG002 - as `HeldEntries.end`
+        """The last entries of an answer, with the end of its text."""
+        return self.shown(len(text))
+
     def rest(self) -> list[Placed]:
-        """Those that still wait, at the end of an answer that no stop string ended."""
+        """Those that still wait."""
         out = [Placed(min(placed.offset, self._shown), placed.entry) for placed in self._waiting]
         self._waiting.clear()
         return out
-
-    def _all(self, characters: int) -> list[Placed]:
-        self._shown += characters
-        return self.rest()
 
     def _counted(self, entry: Entry, own: str | None) -> int:
         if not self._waiting:
@@ -129,8 +125,8 @@ def _described(text_bytes: bytes, logprob: float | None) -> dict[str, Any]:
     return {"token": _token_text(text_bytes), "bytes": list(text_bytes), "logprob": logprob}
 
 
-def _own_text(text_bytes: bytes) -> str | None:
-    """None for a part of a character."""
+def own_text(text_bytes: bytes) -> str | None:
+    """A token's text by itself; None for a part of a character."""
     try:
         return text_bytes.decode()
     except UnicodeDecodeError:
@@ -139,5 +135,5 @@ def _own_text(text_bytes: bytes) -> str | None:
 
 def _token_text(text_bytes: bytes) -> str:
     """The text; of a part of a character, its bytes written out."""
-    text = _own_text(text_bytes)
+    text = own_text(text_bytes)
     return "bytes:" + "".join(f"\\x{byte:02x}" for byte in text_bytes) if text is None else text

@@ -6,9 +6,12 @@ import contextlib
 from collections.abc import AsyncGenerator, Iterable
 
 from expertmesh_api.v1 import inference_pb2
+from expertmesh_common.errors import InvalidInput
 from expertmesh_controller.gateway.answering import Answering, Caller
 from expertmesh_controller.gateway.openai.answers import AnswerPieces, Echoed, Piece, Usage
 from expertmesh_controller.gateway.openai.asking import Ask, Echo
+from expertmesh_controller.gateway.openai.failures import named_limit
+from expertmesh_controller.gateway.openai.held_logprobs import HeldEntries
 from expertmesh_controller.gateway.openai.logprobs import WaitingEntries, entry_of
 from expertmesh_controller.gateway.openai.merging import merged
 
@@ -32,9 +35,12 @@ class Reply:
         """
         for echo in self._ask.echoes:
             self._echoes.append(await self._echoed(echo))
-        async with contextlib.aclosing(merged(self._answer, len(self._ask.calls))) as pieces:
-            async for numbered in pieces:
-                yield numbered
+        try:
+            async with contextlib.aclosing(merged(self._answer, len(self._ask.calls))) as pieces:
+                async for numbered in pieces:
+                    yield numbered
+        except InvalidInput as error:
+            raise named_limit(error, self._ask.limit) from error
 
     async def _answer(self, number: int) -> AsyncGenerator[Piece, None]:
         prompt = self._ask.prompt_of(number)
@@ -46,8 +52,8 @@ class Reply:
             yield Piece("", finish="length")
             return
         call, start = self._ask.calls[number], 0 if echoed is None else len(echoed.text)
-        entries = WaitingEntries(start, held_back=bool(call.sampling.stop)) if call.logprobs else None
-        pieces = AnswerPieces(entries)
+        entries = HeldEntries(start) if call.sampling.stop else WaitingEntries(start)
+        pieces = AnswerPieces(entries if call.logprobs else None)
         answer = self._answering.generate(call, self._deadline_s, self._caller)
         async with contextlib.aclosing(answer) as events:
             async for event in events:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Chunk", "Floats", "TrunkExecutor", "TrunkLimits", "Work"]
+__all__ = ["Chunk", "Floats", "Sequences", "TrunkExecutor", "TrunkLimits", "Work"]
 
 Floats = NDArray[np.float32]
 
@@ -63,13 +63,29 @@ class Work:
         return len(self.decode_ids) + (self.chunk is not None and self.chunk.ends_prompt)
 
 
-class TrunkExecutor(ABC):
-    """Runs the segments of a step in order: `begin`, `advance` for layers 1 .. layers - 1, `finish`.
+class Sequences(ABC):
+    """What any way of running a model shares: slots of sequences, and the head over the rows of the last step.
 
     Arrays handed out are views of buffers that the next call overwrites. One thread calls at a time.
     """
 
     limits: TrunkLimits
+
+    @abstractmethod
+    def chunk_logits(self, first: int, count: int) -> Floats:
+        """After a step: logits float32 [count, vocabulary] of its chunk's rows from `first` on.
+
+        At most `limits.head_rows` rows at once, so that memory does not grow with the chunk. Overwrites what the step
+        and earlier calls returned.
+        """
+
+    @abstractmethod
+    def move(self, source: int, target: int, tokens: int) -> None:
+        """Copy the first `tokens` cached positions of slot `source` to slot `target`. Slot `limits.slots` is spare."""
+
+
+class TrunkExecutor(Sequences):
+    """Runs the segments of a step in order: `begin`, `advance` for layers 1 .. layers - 1, `finish`."""
 
     @abstractmethod
     def begin(self, work: Work) -> Floats:
@@ -82,15 +98,3 @@ class TrunkExecutor(ABC):
     @abstractmethod
     def finish(self, combined: Floats) -> Floats:
         """Take what the last layer's experts gave; returns logits float32 [work.logit_rows, vocabulary]."""
-
-    @abstractmethod
-    def chunk_logits(self, first: int, count: int) -> Floats:
-        """After `finish`: logits float32 [count, vocabulary] of the step's chunk rows from `first` on.
-
-        At most `limits.head_rows` rows at once, so that memory does not grow with the chunk. Overwrites what `finish`
-        and earlier calls returned.
-        """
-
-    @abstractmethod
-    def move(self, source: int, target: int, tokens: int) -> None:
-        """Copy the first `tokens` cached positions of slot `source` to slot `target`. Slot `limits.slots` is spare."""

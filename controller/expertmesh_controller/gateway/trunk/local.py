@@ -9,8 +9,7 @@ import numpy as np
 
 from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.bundle.manifest import Precision
-from expertmesh_common.errors import InvalidInput
-from expertmesh_common.graphs.trunk import rope_tables
+from expertmesh_controller.gateway.trunk.binding import bind, require_context, rope_inputs, value
 from expertmesh_controller.gateway.trunk.cache import KeyValuePool
 from expertmesh_controller.gateway.trunk.executor import Chunk, Floats, TrunkExecutor, TrunkLimits, Work
 from expertmesh_controller.gateway.trunk.sessions import open_segments
@@ -44,14 +43,11 @@ class LocalTrunk(TrunkExecutor):
         threads: int = 1,
     ) -> None:
         trunk = bundle.manifest.trunk
-        if context_tokens > trunk.context_tokens:
-            allowed = f"{bundle.manifest.name} allows up to {trunk.context_tokens}"
-            raise InvalidInput(f"context of {context_tokens} tokens is too long: {allowed}")
+        require_context(bundle, context_tokens)
         layers = len(trunk.segments) - 1
         self.limits = TrunkLimits(layers, trunk.hidden, trunk.vocabulary, slots, context_tokens, chunk_tokens)
         self._sessions = open_segments(bundle, precision, threads)
-        tables = rope_tables(trunk.rope_base, trunk.head_dim, context_tokens)
-        self._rope = {name: _value(table) for name, table in zip(("rope_cos", "rope_sin"), tables, strict=True)}
+        self._rope = rope_inputs(trunk, context_tokens)
         self._pool = KeyValuePool(layers, slots, trunk.kv_heads, context_tokens, trunk.head_dim)
         self._allocate(slots + chunk_tokens)
         self._work = _NOTHING
@@ -113,8 +109,8 @@ class LocalTrunk(TrunkExecutor):
         self._chunk_length[...], self._chunk_total[...] = chunk.start + count - 1, chunk.start + count
         counts = {"seqlens_k": self._chunk_length, "total_sequence_length": self._chunk_total}
         rows = slice(first_row, first_row + count)
-        shared = {name: _value(buffer) for name, buffer in counts.items()}
-        shared |= {name: _value(buffer[rows][None]) for name, buffer in self._row_buffers().items()}
+        shared = {name: value(buffer) for name, buffer in counts.items()}
+        shared |= {name: value(buffer[rows][None]) for name, buffer in self._row_buffers().items()}
         self._chunk = [self._bind_layer(layer, shared, chunk.slot, 1) for layer in range(self.limits.layers)]
 
     def _run_layer(self, layer: int) -> Floats:
@@ -134,9 +130,9 @@ class LocalTrunk(TrunkExecutor):
     def _bind_decode(self, segment: int, batch: int) -> IOBinding:
         if segment == self.limits.layers:
             buffers = {"residual": self._head_residual, "combined": self._head_combined, "logits": self._logits}
-            return self._bind(segment, {name: _value(buffer[:batch, None]) for name, buffer in buffers.items()})
-        shared = {name: _value(buffer[:batch, None]) for name, buffer in self._row_buffers().items()}
-        shared |= {"seqlens_k": _value(self._lengths[:batch]), "total_sequence_length": _value(self._longest)}
+            return bind(self._sessions[segment], {name: value(b[:batch, None]) for name, b in buffers.items()})
+        shared = {name: value(buffer[:batch, None]) for name, buffer in self._row_buffers().items()}
+        shared |= {"seqlens_k": value(self._lengths[:batch]), "total_sequence_length": value(self._longest)}
         return self._bind_layer(segment, shared, 0, batch)
 
     def _row_buffers(self) -> dict[str, np.ndarray[Any, Any]]:
@@ -144,26 +140,9 @@ class LocalTrunk(TrunkExecutor):
         return {"token_ids": self._ids, "even": even, "odd": odd, "combined": self._combined, "rows": self._rows}
 
     def _bind_layer(self, layer: int, shared: Mapping[str, OrtValue], first_slot: int, slots: int) -> IOBinding:
-        keys, values = (_value(block) for block in self._pool.slots(layer, first_slot, slots))
+        keys, values = (value(block) for block in self._pool.slots(layer, first_slot, slots))
         # Residuals alternate between two buffers: a segment reads one and writes the other.
         source, target = ("odd", "even") if layer % 2 else ("even", "odd")
         cache = {"past_key": keys, "present_key": keys, "past_value": values, "present_value": values}
-        return self._bind(
-            layer, {**shared, **cache, **self._rope, "residual": shared[source], "residual_out": shared[target]}
-        )
-
-    def _bind(self, segment: int, values: Mapping[str, OrtValue]) -> IOBinding:
-        session = self._sessions[segment]
-        binding = session.io_binding()
-        for value in session.get_inputs():
-            binding.bind_ortvalue_input(value.name, values[value.name])
-        for value in session.get_outputs():
-            binding.bind_ortvalue_output(value.name, values[value.name])
-        return binding
-
-
-def _value(buffer: np.ndarray[Any, Any]) -> OrtValue:
-    """An OrtValue over the buffer itself: later writes into it are seen by bound calls."""
-    from onnxruntime import OrtValue  # noqa: PLC0415 - heavy, and only here
-
-    return OrtValue.ortvalue_from_numpy(buffer)
+        residuals = {"residual": shared[source], "residual_out": shared[target]}
+        return bind(self._sessions[layer], {**shared, **cache, **self._rope, **residuals})

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from expertmesh_common.bundle.blobs import Bundle
-from expertmesh_common.bundle.manifest import Graph, Precision
+from expertmesh_common.bundle.manifest import Precision, Segment
+from expertmesh_common.bundle.tensors import Array
 from expertmesh_common.errors import InvalidInput
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-__all__ = ["open_segments"]
+__all__ = ["open_graph", "open_head", "open_segments"]
 
 
 def open_segments(bundle: Bundle, precision: Precision, threads: int) -> list[InferenceSession]:
@@ -23,23 +25,39 @@ def open_segments(bundle: Bundle, precision: Precision, threads: int) -> list[In
         CorruptData: a blob is not what its digest says.
 
     """
-    graphs = [segment.graphs.get(precision) for segment in bundle.manifest.trunk.segments]
-    found = [graph for graph in graphs if graph is not None]
-    if len(found) < len(graphs):
-        known = ", ".join(bundle.manifest.precisions)
-        raise InvalidInput(f"model {bundle.manifest.name} has no trunk at precision {precision}; it has {known}")
-    return [_open(bundle, graph, threads) for graph in found]
+    return [_open(bundle, segment, precision, threads) for segment in bundle.manifest.trunk.segments]
 
 
-def _open(bundle: Bundle, graph: Graph, threads: int) -> InferenceSession:
+def open_head(bundle: Bundle, precision: Precision, threads: int) -> InferenceSession:
+    """The last segment alone. Errors as `open_segments`."""
+    return _open(bundle, bundle.manifest.trunk.segments[-1], precision, threads)
+
+
+def open_graph(
+    model: bytes, bundle: Bundle, threads: int, memory: Mapping[str, Array] | None = None
+) -> InferenceSession:
+    """A session over `model`, whose external initialisers lie in the bundle's blobs or, by name, in `memory`.
+
+    Arrays of `memory` may go once the session is open if the runtime repacks them; it keeps those that it does not.
+    """
     import onnxruntime  # noqa: PLC0415 - heavy, and only here
 
-    bundle.path(graph.weights)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     folder = str(bundle.blobs.folder)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-    model = bundle.path(graph.graph).read_bytes()
+    if memory:
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in memory.values()]
+        options.add_external_initializers(list(memory), values)
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _open(bundle: Bundle, segment: Segment, precision: Precision, threads: int) -> InferenceSession:
+    graph = segment.graphs.get(precision)
+    if graph is None:
+        known = ", ".join(bundle.manifest.precisions)
+        raise InvalidInput(f"model {bundle.manifest.name} has no trunk at precision {precision}; it has {known}")
+    bundle.path(graph.weights)
+    return open_graph(bundle.path(graph.graph).read_bytes(), bundle, threads)

@@ -148,22 +148,28 @@ class Order(_message.Message):
     def __init__(self, order_id: _Optional[int] = ..., epoch: _Optional[_Union[_common_pb2.Epoch, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., unload: _Optional[_Union[Unload, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("lease_ms", "heartbeat_ms", "epoch", "version")
+    __slots__ = ("lease_ms", "heartbeat_ms", "epoch", "version", "pulse_ms", "incarnation")
     LEASE_MS_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_MS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    PULSE_MS_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
     lease_ms: int
     heartbeat_ms: int
     epoch: _common_pb2.Epoch
     version: str
-    def __init__(self, lease_ms: _Optional[int] = ..., heartbeat_ms: _Optional[int] = ..., epoch: _Optional[_Union[_common_pb2.Epoch, _Mapping]] = ..., version: _Optional[str] = ...) -> None: ...
+    pulse_ms: int
+    incarnation: str
+    def __init__(self, lease_ms: _Optional[int] = ..., heartbeat_ms: _Optional[int] = ..., epoch: _Optional[_Union[_common_pb2.Epoch, _Mapping]] = ..., version: _Optional[str] = ..., pulse_ms: _Optional[int] = ..., incarnation: _Optional[str] = ...) -> None: ...
 
 class EpochChanged(_message.Message):
-    __slots__ = ("epoch",)
+    __slots__ = ("epoch", "incarnation")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
     epoch: _common_pb2.Epoch
-    def __init__(self, epoch: _Optional[_Union[_common_pb2.Epoch, _Mapping]] = ...) -> None: ...
+    incarnation: str
+    def __init__(self, epoch: _Optional[_Union[_common_pb2.Epoch, _Mapping]] = ..., incarnation: _Optional[str] = ...) -> None: ...
 
 class ControlMessage(_message.Message):
     __slots__ = ("welcome", "order", "epoch")

@@ -42,14 +42,16 @@ class Instance(_message.Message):
     def __init__(self, model: _Optional[str] = ..., layer: _Optional[int] = ..., index: _Optional[int] = ..., worker: _Optional[int] = ..., precision: _Optional[str] = ...) -> None: ...
 
 class RouteTable(_message.Message):
-    __slots__ = ("epoch", "workers", "instances")
+    __slots__ = ("epoch", "workers", "instances", "incarnation")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
     epoch: _common_pb2.Epoch
     workers: _containers.RepeatedCompositeFieldContainer[RouteWorker]
     instances: _containers.RepeatedCompositeFieldContainer[Instance]
-    def __init__(self, epoch: _Optional[_Union[_common_pb2.Epoch, _Mapping]] = ..., workers: _Optional[_Iterable[_Union[RouteWorker, _Mapping]]] = ..., instances: _Optional[_Iterable[_Union[Instance, _Mapping]]] = ...) -> None: ...
+    incarnation: str
+    def __init__(self, epoch: _Optional[_Union[_common_pb2.Epoch, _Mapping]] = ..., workers: _Optional[_Iterable[_Union[RouteWorker, _Mapping]]] = ..., instances: _Optional[_Iterable[_Union[Instance, _Mapping]]] = ..., incarnation: _Optional[str] = ...) -> None: ...
 
 class ExpertRows(_message.Message):
     __slots__ = ("expert", "rows")
@@ -89,8 +91,18 @@ class ServedBundle(_message.Message):
     manifest_bytes: int
     def __init__(self, model: _Optional[str] = ..., precision: _Optional[str] = ..., manifest_digest: _Optional[str] = ..., manifest_bytes: _Optional[int] = ...) -> None: ...
 
+class LeavingModel(_message.Message):
+    __slots__ = ("model", "drain_ms")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_MS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    drain_ms: int
+    def __init__(self, model: _Optional[str] = ..., drain_ms: _Optional[int] = ...) -> None: ...
+
 class BundleList(_message.Message):
-    __slots__ = ("bundles",)
+    __slots__ = ("bundles", "leaving")
     BUNDLES_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
     bundles: _containers.RepeatedCompositeFieldContainer[ServedBundle]
-    def __init__(self, bundles: _Optional[_Iterable[_Union[ServedBundle, _Mapping]]] = ...) -> None: ...
+    leaving: _containers.RepeatedCompositeFieldContainer[LeavingModel]
+    def __init__(self, bundles: _Optional[_Iterable[_Union[ServedBundle, _Mapping]]] = ..., leaving: _Optional[_Iterable[_Union[LeavingModel, _Mapping]]] = ...) -> None: ...

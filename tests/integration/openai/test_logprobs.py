@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import numpy as np
 import pytest
-from openai import AsyncOpenAI
 
 from expertmesh_common.bundle.blobs import Bundle
 from models import tiny_bundle as tiny
-from rigs.openai_door import PROMPT, DoorHouse, door_house
+from rigs.openai_door import PROMPT
 
 GREEDY = {"model": "tiny", "temperature": 0, "extra_body": {"ignore_eos": True}}
 CHAT = [{"role": "user", "content": "the rain"}]
 COUNT = 12
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Bundle:
-    return Bundle(tiny.make_tiny_bundle(tmp_path_factory.mktemp("tiny")))
-
-
-@pytest.fixture
-async def house(bundle) -> AsyncIterator[DoorHouse]:
-    async with door_house(bundle) as house:
-        yield house
-
-
-@pytest.fixture
-async def client(house) -> AsyncIterator[AsyncOpenAI]:
-    async with house.client() as client:
-        yield client
 
 
 def reference(bundle: Bundle, ids: list[int]) -> np.ndarray:

@@ -3,34 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
-from openai import AsyncOpenAI
 
-from expertmesh_common.bundle.blobs import Bundle
 from models import tiny_bundle as tiny
 from rigs.openai_door import PROMPT, DoorHouse, door_house
 
 GREEDY = {"model": "tiny", "temperature": 0, "extra_body": {"ignore_eos": True}}
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "the rain"}]
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Bundle:
-    return Bundle(tiny.make_tiny_bundle(tmp_path_factory.mktemp("tiny")))
-
-
-@pytest.fixture
-async def house(bundle) -> AsyncIterator[DoorHouse]:
-    async with door_house(bundle) as house:
-        yield house
-
-
-@pytest.fixture
-async def client(house) -> AsyncIterator[AsyncOpenAI]:
-    async with house.client() as client:
-        yield client
 
 
 def text_of(house: DoorHouse, ids: list[int]) -> str:

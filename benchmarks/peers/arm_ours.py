@@ -1,0 +1,83 @@
+"""This project's engine in one process, every expert local: what a gateway runs below its doors."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from bench_decode import all_local, make_engine
+from serving import WARM_TOKENS, Prompts, serve
+from threadpoolctl import threadpool_limits
+
+from expertmesh_common.bundle.blobs import Bundle
+from expertmesh_controller.gateway.batching.engine import Engine
+from expertmesh_controller.gateway.batching.jobs import Ended, Failed, Picked, Request, Ticket
+
+SLOTS, CONTEXT_TOKENS, PRECISION = 8, 512, "int4"
+DEADLINE_S = 600.0
+
+
+class Ours:
+    """The engine lives in one event loop, which stands still between the asks."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        threadpool_limits(threads)
+        bundle = Bundle(folder)
+        plane = all_local(bundle, PRECISION)
+        self.engine = make_engine(bundle, PRECISION, plane, threads, slots=SLOTS, context_tokens=CONTEXT_TOKENS)
+        self.about: dict[str, object] = {
+            "version": version("expertmesh"),
+            "onnxruntime": version("onnxruntime"),
+            "weights": PRECISION,
+        }
+        self.loop = asyncio.new_event_loop()
+        self.loop.run_until_complete(self._start())
+
+    def decode(self, prompts: Prompts, tokens: int) -> tuple[float, list[int]]:
+        return self.loop.run_until_complete(_decode(self.engine, prompts, tokens))
+
+    def prefill(self, prompt: list[int]) -> float:
+        return self.loop.run_until_complete(_prefill(self.engine, prompt))
+
+    async def _start(self) -> None:
+        self.engine.start()
+
+
+async def _decode(engine: Engine, prompts: Prompts, tokens: int) -> tuple[float, list[int]]:
+    """Prompts are read in one after the other while the first answers run: all count from when the last is warm."""
+    spare = (len(prompts) - 1) * 4
+    tickets = [_submit(engine, prompt, WARM_TOKENS + tokens + spare) for prompt in prompts]
+    answers = await asyncio.gather(*(_collect(ticket) for ticket in tickets))
+    begin = max(times[WARM_TOKENS - 1] for times, _ in answers)
+    end = min(times[-1] for times, _ in answers)
+    counted = sum(begin < moment <= end for times, _ in answers for moment in times)
+    return (end - begin) / counted * tokens * len(prompts), answers[0][1]
+
+
+async def _prefill(engine: Engine, prompt: list[int]) -> float:
+    start = time.perf_counter()
+    times, _ = await _collect(_submit(engine, prompt, 1))
+    return times[0] - start
+
+
+def _submit(engine: Engine, prompt: list[int], tokens: int) -> Ticket:
+    return engine.submit(Request(tuple(prompt), tokens, time.monotonic() + DEADLINE_S))
+
+
+async def _collect(ticket: Ticket) -> tuple[list[float], list[int]]:
+    """When each token came, and which."""
+    times: list[float] = []
+    ids: list[int] = []
+    while not isinstance(event := await ticket.events.get(), Ended):
+        if isinstance(event, Failed):
+            raise event.error
+        if isinstance(event, Picked):
+            times.append(time.perf_counter())
+            ids.append(event.choice.token_id)
+    return times, ids
+
+
+if __name__ == "__main__":
+    serve(Ours)

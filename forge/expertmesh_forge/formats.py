@@ -1,0 +1,57 @@
+"""Matrices as a bundle stores them at each precision, and back; `expertmesh_common.graphs.matrices` has the layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from expertmesh_common.bundle.manifest import Precision
+from expertmesh_common.bundle.tensors import BFLOAT16, Array
+from expertmesh_common.graphs.matrices import BLOCKS, common_block
+from expertmesh_forge.dense_model import Floats
+from expertmesh_forge.errors import BadWeights
+from expertmesh_forge.quantise import dequantise_int4, dequantise_int8, quantise_int4, quantise_int8
+
+__all__ = ["decode_matrix", "encode_matrix"]
+
+_HALVES: Mapping[str, np.dtype[np.generic]] = {"fp16": np.dtype(np.float16), "bf16": BFLOAT16}
+_BYTES_PER_INT8_BLOCK = frozenset(BLOCKS)  # int4 blocks have half as many: 64 and 16
+
+
+def encode_matrix(name: str, weights: Floats, precision: Precision, block: int | None = None) -> dict[str, Array]:
+    """The tensors of a matrix float32 [out, in] at `precision`, by their names in the file.
+
+    `block` is 128 or 32 and for int8 and int4 only; by default 128 where `in` divides by it. Give both matrices of an
+    expert the `common_block` of their inner sizes: a layer can only be run as one operator if its blocks are alike.
+
+    Raises:
+        UnsupportedModel: `in` is not a multiple of the block.
+        BadWeights: a value is not finite, or too large for fp16.
+
+    """
+    if precision == "fp32":
+        return {name: np.ascontiguousarray(weights.T)}
+    if precision in _HALVES:
+        return {name: _halved(name, weights, precision)}
+    quantise = quantise_int8 if precision == "int8" else quantise_int4
+    codes, scales = quantise(weights, block or common_block(weights.shape[1]))
+    return {f"{name}_q": codes, f"{name}_s": scales}
+
+
+def decode_matrix(name: str, tensors: Mapping[str, Array]) -> Floats:
+    """The matrix `name` of a file as float32 [out, in], whichever precision it has."""
+    if name in tensors:
+        return tensors[name].astype(np.float32).T
+    codes, scales = tensors[f"{name}_q"].astype(np.uint8), tensors[f"{name}_s"].astype(np.float32)
+    dequantise = dequantise_int8 if codes.shape[2] in _BYTES_PER_INT8_BLOCK else dequantise_int4
+    return dequantise(codes, scales)
+
+
+def _halved(name: str, weights: Floats, precision: str) -> Array:
+    with np.errstate(over="ignore"):
+        half = np.ascontiguousarray(weights.T).astype(_HALVES[precision])
+    if not np.isfinite(half.astype(np.float32)).all():
+        peak = float(np.abs(weights).max())
+        raise BadWeights(f"matrix {name} has values up to {peak:.3g}, which {precision} cannot hold; use fp32 or bf16")
+    return half

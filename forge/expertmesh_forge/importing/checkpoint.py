@@ -1,0 +1,142 @@
+"""A checkpoint folder: its config, and its tensors as float32, read one at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expertmesh_forge.dense_model import Floats
+from expertmesh_forge.errors import BadWeights, SourceError, UnsupportedModel
+from expertmesh_forge.importing.config import CheckpointConfig, read_json
+from expertmesh_forge.importing.shards import READ_DTYPES, StoredTensor, read_header, read_tensor
+
+__all__ = ["Checkpoint", "open_checkpoint"]
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """`digest` names the source: a sha256 over its config, tensor layout, file sizes and times (not every byte)."""
+
+    folder: Path
+    config: CheckpointConfig
+    tensors: Mapping[str, StoredTensor]
+    digest: str
+
+    def has(self, name: str) -> bool:
+        return name in self.tensors
+
+    def first(self, names: Sequence[str]) -> str:
+        """The first of several names that the checkpoint has.
+
+        Raises:
+            BadWeights: it has none of them.
+
+        """
+        found = next((name for name in names if name in self.tensors), None)
+        if found is None:
+            raise BadWeights(
+                f"{self.folder}: tensor {' or '.join(dict.fromkeys(names))} is missing; fetch the checkpoint again"
+            )
+        return found
+
+    def read(self, name: str, shape: tuple[int, ...], part: int | None = None) -> Floats:
+        """A tensor of `shape` as float32, or item `part` along its first axis.
+
+        Raises:
+            BadWeights: it is missing, has another shape, or holds NaN or infinity.
+            UnsupportedModel: its dtype is not read.
+
+        """
+        values = read_tensor(self.stored(name, shape), part).astype(np.float32, copy=False)
+        if not np.isfinite(values).all():
+            raise BadWeights(f"{self.tensors[name].file}: tensor {name} holds NaN or infinity; fetch the file again")
+        return values
+
+    def read_bytes(self, name: str, shape: tuple[int, ...], part: int | None = None) -> NDArray[np.uint8]:
+        """As `read`, of a tensor that holds packed codes: uint8, unchecked."""
+        stored = self.stored(name, shape)
+        if stored.dtype != "U8":
+            raise BadWeights(f"{stored.file}: tensor {name} must be U8, it is {stored.dtype}")
+        return read_tensor(stored, part).view(np.uint8)
+
+    def stored(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
+        """Where the tensor lies, once it is known to have `shape` and a dtype that is read."""
+        found = self.tensors[self.first((name,))]
+        if found.shape != shape:
+            raise BadWeights(
+                f"{found.file}: tensor {name} has shape {list(found.shape)}, the config asks for {list(shape)}"
+            )
+        if found.dtype not in READ_DTYPES:
+            raise UnsupportedModel(
+                f"{found.file}: tensor {name} is {found.dtype}; read are {', '.join(READ_DTYPES)}. "
+                "Take the bf16 or fp16 form of this checkpoint"
+            )
+        return found
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read the config and every shard's header.
+
+    Raises:
+        SourceError: there is no checkpoint, its index is broken, or a shard is missing or cut short.
+
+    """
+    if not folder.is_dir():
+        raise SourceError(
+            f"{folder} is not a folder; give the folder that holds config.json and the .safetensors files"
+        )
+    config = read_json(folder / "config.json")
+    files = _shard_files(folder)
+    tensors: dict[str, StoredTensor] = {}
+    for path in files:
+        tensors |= read_header(path)
+    _check_index(folder, tensors)
+    return Checkpoint(folder, config, tensors, _digest(folder, files))
+
+
+def _shard_files(folder: Path) -> list[Path]:
+    if (folder / _INDEX).is_file():
+        return [folder / name for name in sorted(set(_weight_map(folder).values()))]
+    if (folder / _SINGLE).is_file():
+        return [folder / _SINGLE]
+    others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for path in folder.glob(pattern))
+    instead = f"; {others[0]} is there, but only safetensors files are read" if others else ""
+    raise SourceError(f"{folder} holds neither {_SINGLE} nor {_INDEX}{instead}")
+
+
+def _weight_map(folder: Path) -> Mapping[str, str]:
+    values = read_json(folder / _INDEX).section("weight_map").values
+    if not values:
+        raise SourceError(f"{folder / _INDEX} has no weight_map; fetch it again")
+    for name, file in values.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise SourceError(f"{folder / _INDEX}: {name} lies in {file!r}, which is no file name of this folder")
+    return {name: str(file) for name, file in values.items()}
+
+
+def _check_index(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
+    if not (folder / _INDEX).is_file():
+        return
+    for name, file in _weight_map(folder).items():
+        if name not in tensors or tensors[name].file.name != file:
+            raise SourceError(
+                f"{folder / _INDEX} says that {file} holds the tensor {name}, but it does not; fetch both again"
+            )
+
+
+def _digest(folder: Path, files: Sequence[Path]) -> str:
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in files:
+        about = path.stat()
+        with path.open("rb") as file:
+            header = file.read(8 + int.from_bytes(file.read(8), "little"))
+        digest.update(f"{path.name} {about.st_size} {about.st_mtime_ns} ".encode() + header)
+    return digest.hexdigest()

@@ -1,0 +1,31 @@
+"""`expertmesh job-worker`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("job-worker")(job_worker)
+
+
+def job_worker(
+    *,
+    redis: Annotated[
+        str, typer.Option(envvar="EXPERTMESH_STORE", help="The controller's store: a redis:// or unix:// URL.")
+    ],
+) -> None:
+    """Run background jobs of a mesh, one at a time.
+
+    A controller starts one by itself; run more where its --store is a Redis that they reach.
+    """
+    from expertmesh_common.logs import setup_logs  # noqa: PLC0415
+    from expertmesh_forge.jobs.worker import run_worker  # noqa: PLC0415 - Celery takes a second to load
+
+    setup_logs()
+    raise typer.Exit(run_worker(redis))

@@ -1,0 +1,96 @@
+"""Tokenizer, chat template and the ids around a text, from whichever file says them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from expertmesh_forge.errors import SourceError
+from expertmesh_forge.importing.config import read_json
+from expertmesh_forge.importing.tokenizing import TextFiles, read_text_files
+from models import tiny_bundle as tiny
+
+
+def texts_of(folder: Path, vocabulary: int = tiny.VOCABULARY) -> TextFiles:
+    return read_text_files(folder, read_json(folder / "config.json"), vocabulary)
+
+
+def say(folder: Path, file: str, **values: object) -> None:
+    (folder / file).write_text(json.dumps(values))
+
+
+def test_the_tokenizer_encodes_as_before(mixtral) -> None:
+    got = Tokenizer.from_str(texts_of(mixtral).tokenizer_json)
+
+    want = Tokenizer.from_file(str(mixtral / "tokenizer.json"))
+    assert got.encode("hear the stone").ids == want.encode("hear the stone").ids
+
+
+def test_the_tokenizers_end_comes_first_then_those_of_generation(mixtral) -> None:
+    say(mixtral, "generation_config.json", eos_token_id=[7, tiny.EOS])
+
+    assert texts_of(mixtral).eos_ids == (tiny.IM_END, 7, tiny.EOS)
+
+
+def test_without_generation_settings_the_config_says_what_ends_a_text(mixtral) -> None:
+    (mixtral / "generation_config.json").unlink()
+    (mixtral / "tokenizer_config.json").unlink()
+
+    found = texts_of(mixtral)
+
+    assert (found.eos_ids, found.bos_id, found.chat_template) == ((tiny.EOS,), 1, None)
+
+
+def test_what_begins_a_text_is_named_by_the_tokenizer(mixtral) -> None:
+    say(mixtral, "tokenizer_config.json", bos_token={"content": "<|im_start|>"})
+    assert texts_of(mixtral).bos_id == tiny.IM_START
+    say(mixtral, "tokenizer_config.json", bos_token=None)
+    assert texts_of(mixtral).bos_id is None
+
+
+def test_ends_beyond_the_models_rows_are_left_out(mixtral) -> None:
+    say(mixtral, "generation_config.json", eos_token_id=[7, 1000])
+
+    assert texts_of(mixtral).eos_ids == (tiny.IM_END, 7)
+
+
+def test_a_template_of_its_own_file_wins(mixtral) -> None:
+    (mixtral / "chat_template.jinja").write_text("{{ messages[0].content }}")
+
+    assert texts_of(mixtral).chat_template == "{{ messages[0].content }}"
+
+
+def test_of_several_templates_the_default_one_is_taken(mixtral) -> None:
+    named = [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]
+    say(mixtral, "tokenizer_config.json", chat_template=named)
+    assert texts_of(mixtral).chat_template == "d"
+    say(mixtral, "tokenizer_config.json", chat_template=named[:1])
+    assert texts_of(mixtral).chat_template is None
+
+
+def test_a_template_that_does_not_parse_names_its_file(mixtral) -> None:
+    (mixtral / "chat_template.jinja").write_text("{% for x %}")
+
+    with pytest.raises(SourceError, match=r"chat_template.jinja: the chat template does not parse"):
+        texts_of(mixtral)
+
+
+def test_a_missing_tokenizer_says_which_file_and_how_to_make_it(mixtral) -> None:
+    (mixtral / "tokenizer.json").unlink()
+
+    with pytest.raises(SourceError, match=r"tokenizer.json is missing; .*AutoTokenizer.from_pretrained"):
+        texts_of(mixtral)
+
+
+@pytest.mark.parametrize("text", ["{}", "", "[1, 2]", '{"model": 3}'])
+def test_a_file_that_is_no_tokenizer_is_refused(mixtral, text: str) -> None:
+    (mixtral / "tokenizer.json").write_text(text)
+
+    with pytest.raises(SourceError, match=r"tokenizer.json is not a tokenizer"):
+        texts_of(mixtral)
+
+
+def test_a_tokenizer_of_another_model_is_refused(mixtral) -> None:
+    with pytest.raises(SourceError, match=r"has a token 299, the model only 299 rows"):
+        texts_of(mixtral, vocabulary=299)

@@ -1,0 +1,80 @@
+"""A model as one graph under the batch engine: the same tokens, shares and counts as layer by layer."""
+
+import numpy as np
+import pytest
+
+from expertmesh_common.bundle.blobs import Bundle
+from expertmesh_common.clock import SystemClock
+from expertmesh_common.errors import InvalidInput, Precondition
+from expertmesh_controller.gateway.batching.forward import Forward
+from expertmesh_controller.gateway.batching.fused_forward import FusedForward
+from expertmesh_controller.gateway.batching.jobs import Facts, Job, Picked, Request, Ticket
+from expertmesh_controller.gateway.batching.stepping import Stepper
+from expertmesh_controller.gateway.batching.tally import Tally
+from expertmesh_controller.gateway.trunk.executor import Chunk, Work
+from expertmesh_controller.gateway.trunk.fused import FusedTrunk, require_fusable
+from expertmesh_controller.gateway.trunk.local import LocalTrunk
+from models import tiny_bundle as tiny
+from models.numpy_plane import NumpyPlane
+
+SIZES = {"slots": 4, "context_tokens": 128, "chunk_tokens": 32}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> Bundle:
+    return Bundle(tiny.make_tiny_bundle(tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.fixture
+def fused(bundle: Bundle) -> tuple[FusedTrunk, FusedForward]:
+    trunk = FusedTrunk(bundle, "fp32", **SIZES)
+    return trunk, FusedForward(trunk, bundle.manifest.layers)
+
+
+def a_prompt(slot: int = 0) -> Work:
+    ids = np.arange(30, 50)
+    return Work(np.empty(0, np.int64), np.empty(0, np.int32), Chunk(slot, 0, ids, ends_prompt=True))
+
+
+def test_requests_of_a_batch_get_the_tokens_of_the_oracle(bundle, fused) -> None:
+    prompts, answers = [[1, 2, 3], list(range(60, 105)), [9]], {}
+
+    def post(ticket: Ticket, event) -> None:
+        if isinstance(event, Picked):
+            answers.setdefault(ticket.key, []).append(event.choice.token_id)
+
+    stepper = Stepper(*fused, SystemClock(), Tally(), post)
+    for key, prompt in enumerate(prompts):
+        stepper.join(Job(Request(tuple(prompt), 8, 1e12), Ticket(key, Facts(0.0))))
+    while stepper.roster.busy:
+        stepper.step()
+    assert answers == {key: tiny.greedy_ids(bundle, prompt, 8) for key, prompt in enumerate(prompts)}
+
+
+def test_shares_and_counts_are_those_of_the_layered_way(bundle, fused) -> None:
+    _, forward = fused
+    plane, layers = NumpyPlane(bundle), bundle.manifest.layers
+    layered = Forward(LocalTrunk(bundle, "fp32", **SIZES), plane, layers, 10.0)
+    layered.run(a_prompt(), 1e9)
+    forward.run(a_prompt(), 1e9)
+    np.testing.assert_allclose(forward.active, layered.active, rtol=1e-12)
+    assert len(set(forward.active)) > 1, "rows that all pick alike would show nothing"
+    assert np.concatenate(forward.rows).sum() * tiny.EXPERT_WIDTH == pytest.approx(
+        (forward.active * 3 * layers[0].total_width - 3 * tiny.SHARED_WIDTH).sum()
+    )
+
+
+def test_a_model_without_a_fused_form_is_refused_with_the_layer(bundle) -> None:
+    gate = bundle.manifest.layers[1].gate.model_copy(update={"max_k": 2})
+    layers = list(bundle.manifest.layers)
+    layers[1] = layers[1].model_copy(update={"gate": gate})
+    changed = type("Changed", (), {"manifest": bundle.manifest.model_copy(update={"layers": tuple(layers)})})
+    with pytest.raises(InvalidInput, match="layer 1 has no fused form"):
+        require_fusable(changed, "fp32")
+
+
+def test_rows_between_layers_cannot_be_shown(fused) -> None:
+    _, forward = fused
+    forward.tap = object()
+    with pytest.raises(Precondition, match="numerics `fast`"):
+        forward.run(a_prompt(), 1e9)
