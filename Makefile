@@ -5,6 +5,7 @@
 #   make test     every test
 #   make check    lint, format, types, layers, fresh stubs, and a wheel
 #   make bench    reproducible benchmarks
+#   make bench-peers  the same model in transformers, onnxruntime-genai and llama.cpp (PEERS_ARGS="--threads 1")
 #   make fuzz     a million broken inputs (FUZZ_ARGS="--inputs 1000 --seed 1"), about an hour
 #   make soak     mixed load with random faults (SOAK_MINUTES=30), and its report
 #   make protos   regenerate the gRPC stubs
@@ -22,6 +23,8 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 PYTHON ?= python3
 VENV := .venv
 PROTO_VENV := build/proto-venv
+PEERS_VENV := build/peers-venv
+PEERS := benchmarks/peers
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PROTO_TOOLS := grpcio-tools==1.76.0 mypy-protobuf==5.1.0
@@ -32,7 +35,7 @@ RUNTIME := $(VENV)/.runtime-installed
 DEV := $(VENV)/.dev-installed
 WHAT_IS_INSTALLED := pyproject.toml constraints.txt
 
-.PHONY: help run up test check bench fuzz soak protos clean
+.PHONY: help run up test check bench bench-peers fuzz soak protos clean
 
 help:
 	@sed -n 's/^#   \(make .*\)/  \1/p' Makefile
@@ -49,6 +52,9 @@ test: $(DEV)
 
 bench: $(DEV)
 	@$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
+
+bench-peers: $(DEV) $(PEERS_VENV)/.installed
+	@$(BIN)/python benchmarks/bench_peers.py $(PEERS_ARGS)
 
 fuzz: $(DEV)
 	@PYTHONPATH=tests $(BIN)/python benchmarks/fuzzing.py $(FUZZ_ARGS)
@@ -91,4 +97,14 @@ $(PROTO_VENV)/.installed: Makefile
 	@echo "installing the stub tools (once)"
 	@PYTHON="$(PYTHON)" deploy/make-venv.sh $(PROTO_VENV)
 	@$(PROTO_VENV)/bin/python -m pip --disable-pip-version-check --quiet install $(PROTO_TOOLS)
+	@touch $@
+
+# llama.cpp compiles for minutes on one core and gently; CMAKE_BUILD_PARALLEL_LEVEL=8 takes more of them.
+$(PEERS_VENV)/.installed: $(PEERS)/requirements.txt $(PEERS)/requirements-llama.txt
+	@echo "installing the engines to compare with (once, minutes: llama.cpp is compiled)"
+	@PYTHON="$(PYTHON)" deploy/make-venv.sh $(PEERS_VENV)
+	@$(PEERS_VENV)/bin/python -m pip --disable-pip-version-check --quiet install -r $(PEERS)/requirements.txt
+	@MAKEFLAGS= CMAKE_BUILD_PARALLEL_LEVEL=$${CMAKE_BUILD_PARALLEL_LEVEL:-1} nice -n 19 $(PEERS_VENV)/bin/python -m pip \
+		--disable-pip-version-check install -r $(PEERS)/requirements-llama.txt >$(PEERS_VENV)/llama.log 2>&1 \
+		|| echo "llama.cpp did not install and is left out: $$(tail -1 $(PEERS_VENV)/llama.log)"
 	@touch $@

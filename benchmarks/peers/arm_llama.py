@@ -30,10 +30,11 @@ class Llama:
         settings.n_threads = settings.n_threads_batch = threads
         self.context = lib.llama_init_from_model(self.model, settings)
         self.batch = lib.llama_batch_init(BATCH_TOKENS, 0, 1)
+        flags = lib.llama_print_system_info().decode().removeprefix("CPU : ").rstrip(" |").split(" | ")
         self.about: dict[str, object] = {
             "version": version("llama-cpp-python"),
             "weights": file.stem,
-            "cpu": lib.llama_print_system_info().decode(),
+            "compiled for": " ".join(part.split()[0] for part in flags if part.endswith("= 1")),
         }
 
     def decode(self, prompts: Prompts, tokens: int) -> tuple[float, list[int]]:
@@ -88,7 +89,7 @@ class Llama:
         return np.ctypeslib.as_array(lib.llama_get_logits_ith(self.context, place), (model_c.VOCABULARY,))
 
     def _forget(self) -> None:
-        lib.llama_memory_clear(lib.llama_get_memory(self.context), True)  # noqa: FBT003
+        lib.llama_memory_clear(lib.llama_get_memory(self.context), True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_controller.gateway.batching.engine import Engine
 from expertmesh_controller.gateway.batching.jobs import Ended, Failed, Picked, Request, Ticket
 
-SLOTS, CONTEXT_TOKENS, PRECISION = 8, 512, "int4"
+SLOTS, CONTEXT_TOKENS = 8, 512
 DEADLINE_S = 600.0
 
 
@@ -25,12 +25,13 @@ class Ours:
     def __init__(self, folder: Path, threads: int) -> None:
         threadpool_limits(threads)
         bundle = Bundle(folder)
-        plane = all_local(bundle, PRECISION)
-        self.engine = make_engine(bundle, PRECISION, plane, threads, slots=SLOTS, context_tokens=CONTEXT_TOKENS)
+        (precision,) = bundle.manifest.precisions
+        plane = all_local(bundle, precision)
+        self.engine = make_engine(bundle, precision, plane, threads, slots=SLOTS, context_tokens=CONTEXT_TOKENS)
         self.about: dict[str, object] = {
             "version": version("expertmesh"),
             "onnxruntime": version("onnxruntime"),
-            "weights": PRECISION,
+            "weights": precision,
         }
         self.loop = asyncio.new_event_loop()
         self.loop.run_until_complete(self._start())

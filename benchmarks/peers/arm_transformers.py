@@ -23,24 +23,24 @@ class Transformers:
         torch.set_num_threads(threads)
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self.about: dict[str, object] = {"version": transformers.__version__, "torch": torch.__version__}
-        self._faster: dict[object, str] = {}
+        self._faster: dict[str, str] = {}
 
     def decode(self, prompts: Prompts, tokens: int) -> tuple[float, list[int]]:
-        self._choose(("decode", len(prompts)), lambda: self._decode(prompts, TRIAL_TOKENS)[0])
+        self._choose(f"decoding {len(prompts)}", lambda: self._decode(prompts, TRIAL_TOKENS)[0])
         return self._decode(prompts, tokens)
 
     def prefill(self, prompt: list[int]) -> float:
-        self._choose("prefill", lambda: self._prefill(prompt))
+        self._choose("prompts", lambda: self._prefill(prompt))
         return self._prefill(prompt)
 
     @torch.inference_mode()
     def logits(self, ids: list[int]) -> torch.Tensor:
         return self.model(torch.tensor([ids])).logits[0]
 
-    def _choose(self, work: object, trial) -> None:
+    def _choose(self, work: str, trial) -> None:
         if work not in self._faster:
             self._faster[work] = min(IMPLEMENTATIONS, key=lambda name: self._tried(name, trial))
-            self.about["experts"] = {str(key): name for key, name in self._faster.items()}
+            self.about["experts"] = ", ".join(f"{name} for {key}" for key, name in self._faster.items())
         self.model.set_experts_implementation(self._faster[work])
 
     def _tried(self, name: str, trial) -> float:
@@ -52,11 +52,12 @@ class Transformers:
         cache = DynamicCache(config=self.model.config)
         ids = self._step(torch.tensor(prompts), cache)
         answer = [ids]
-        for _ in range(WARM_TOKENS - 1):
-            answer.append(ids := self._step(ids, cache))
-        start = time.perf_counter()
-        for _ in range(tokens):
-            answer.append(ids := self._step(ids, cache))
+        start = 0.0
+        for step in range(WARM_TOKENS - 1 + tokens):
+            if step == WARM_TOKENS - 1:
+                start = time.perf_counter()
+            ids = self._step(ids, cache)
+            answer.append(ids)
         seconds = time.perf_counter() - start
         return seconds, torch.cat(answer, dim=1)[0].tolist()
 

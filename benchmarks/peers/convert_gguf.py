@@ -64,7 +64,8 @@ def tensors(weights, layers: int, experts: int) -> Iterator[tuple[str, np.ndarra
 
 def convert(checkpoint: Path, file: Path, kind: str) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
-    writer = gguf.GGUFWriter(file, "qwen3moe")
+    partial = file.with_suffix(".partial")
+    writer = gguf.GGUFWriter(partial, "qwen3moe")
     describe(writer, config, kind)
     with safe_open(checkpoint / "model.safetensors", framework="np") as weights:
         for name, values in tensors(weights, config["num_hidden_layers"], config["num_local_experts"]):
@@ -75,6 +76,7 @@ def convert(checkpoint: Path, file: Path, kind: str) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    partial.replace(file)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +16,9 @@ HERE = Path(__file__).resolve().parent
 BUILD = HERE.parents[1] / "build"
 FOLDER = BUILD / "peers"
 PEERS_PYTHON = BUILD / "peers-venv" / "bin" / "python"
+INSTALLED = BUILD / "peers-venv" / ".installed"
 CHECKPOINT = FOLDER / "model-c"
-CHECKED = FOLDER / "checked.json"
+CHECKED, CHECKED_OURS = FOLDER / "checked.json", FOLDER / "checked-ours.json"
 IMPORT = (str(Path(sys.executable).with_name("expertmesh")), "model", "import")
 
 
@@ -36,18 +39,21 @@ class ArmPlan:
 
 @dataclass(frozen=True)
 class Step:
-    """`product` is the file that is there when `command` is through; `sources` are older than it, or it is made anew."""
+    """`product` is there when `command` is through; it is made anew when one of `sources` is younger."""
 
     product: Path
     command: Sequence[str]
     sources: Sequence[Path]
 
     def run(self) -> None:
-        if self.product.exists() and self.product.stat().st_mtime > max(s.stat().st_mtime for s in self.sources):
+        if self.product.exists() and self.product.stat().st_mtime > max(
+            s.stat().st_mtime for s in self.sources if s.exists()
+        ):
             return
         print(f"preparing {self.product.relative_to(BUILD)}", flush=True)
         self.product.parent.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(self.command, capture_output=True, text=True, check=False)
+        environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+        done = subprocess.run(self.command, capture_output=True, text=True, check=False, env=environment)
         if done.returncode:
             said = (done.stderr or done.stdout).strip().splitlines()
             raise NotPrepared(said[-1] if said else f"{self.command[1]} ended with {done.returncode}")
@@ -62,8 +68,8 @@ ARMS = (
 )
 
 
-def prepare() -> str:
-    """Everything that can be made; returns what the check of the conversions found, as JSON text.
+def prepare() -> dict[str, object]:
+    """Everything that can be made; returns what the checks of the conversions found.
 
     A conversion that fails leaves its arm without a model, which the arm then says.
 
@@ -71,26 +77,31 @@ def prepare() -> str:
         NotPrepared: the checkpoint cannot be made, or a conversion computes something else.
 
     """
-    weights = CHECKPOINT / "model.safetensors"
-    _script("make_model.py", weights, CHECKPOINT).run()
-    manifest = FOLDER / "bundle" / "manifest.json"
-    steps = [Step(manifest, [*IMPORT, str(CHECKPOINT), "--out", str(manifest.parent), "--precisions", "int4"], [weights])]
-    genai = FOLDER / "genai-int4"
-    steps.append(_script("convert_genai.py", genai / "genai_config.json", CHECKPOINT, genai, "int4"))
-    for plan in ARMS:
-        if plan.script == "arm_llama.py":
-            steps.append(_script("convert_gguf.py", plan.model, CHECKPOINT, plan.model, plan.weights))
-    for step in steps:
+    last_written = CHECKPOINT / "tokenizer_config.json"
+    _script("make_model.py", last_written, CHECKPOINT).run()
+    for step in _conversions(last_written):
         try:
             step.run()
         except NotPrepared as error:
             print(f"not made, {step.product.relative_to(BUILD)}: {error}", flush=True)
     _script("checking.py", CHECKED, CHECKPOINT, CHECKED).run()
-    return CHECKED.read_text()
+    ours = [sys.executable, str(HERE / "checking_ours.py"), str(CHECKPOINT), str(CHECKED), str(CHECKED_OURS)]
+    Step(CHECKED_OURS, ours, [CHECKED, HERE / "checking_ours.py", HERE / "arm_ours.py"]).run()
+    return json.loads(CHECKED.read_text()) | json.loads(CHECKED_OURS.read_text())
+
+
+def _conversions(checkpoint: Path) -> Iterator[Step]:
+    bundle, genai = FOLDER / "bundle", FOLDER / "genai-int4"
+    command = [*IMPORT, str(CHECKPOINT), "--out", str(bundle), "--precisions", "int4"]
+    yield Step(bundle / "manifest.json", command, [checkpoint])
+    yield _script("convert_genai.py", genai / "genai_config.json", CHECKPOINT, genai, "int4")
+    for plan in ARMS:
+        if plan.script == "arm_llama.py":
+            yield _script("convert_gguf.py", plan.model, CHECKPOINT, plan.model, plan.weights)
 
 
 def _script(name: str, product: Path, *arguments: object) -> Step:
     sources = [HERE / name, HERE / "make_model.py", HERE / "model_c.py"]
     if name == "checking.py":
-        sources += [HERE / "convert_genai.py", HERE / "convert_gguf.py"]
+        sources += [HERE / "convert_genai.py", HERE / "convert_gguf.py", INSTALLED]
     return Step(product, [str(PEERS_PYTHON), str(HERE / name), *map(str, arguments)], sources)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -40,20 +41,25 @@ class ArmProcess:
             ArmFailed: there is none.
 
         """
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         try:
             print(json.dumps(question), file=self._process.stdin, flush=True)
             line = self._process.stdout.readline()
         except BrokenPipeError:
             line = ""
         if not line:
+            self._process.wait()  # it may still be writing why
             said = self._log.read_text(errors="replace").strip().splitlines()
             raise ArmFailed(said[-1] if said else "it ended without a word")
         return json.loads(line)
 
     def stop(self) -> None:
         """End of its stdin ends it."""
-        self._process.communicate()
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.wait()
 
 
 def start(plan: ArmPlan, threads: int, logs: Path) -> ArmProcess:

@@ -29,7 +29,8 @@ from expertmesh.errors import (
     Unsupported,
 )
 from expertmesh.inspecting import ExpertChoice, Explanation, LayerExplanation, MeshFacts
-from expertmesh.operating import ModelStatus, SlaTarget
+from expertmesh.jobs import ImportedModel, Job
+from expertmesh.operating import ModelStatus, SlaTarget, TargetState
 from expertmesh.options import GenerateOptions
 from expertmesh.resuming import ResumePolicy
 from expertmesh.streams import AsyncTokenStream, TokenStream
@@ -61,8 +62,10 @@ __all__ = [
     "Explanation",
     "FailedPrecondition",
     "GenerateOptions",
+    "ImportedModel",
     "Internal",
     "InvalidRequest",
+    "Job",
     "LayerExplanation",
     "MeshFacts",
     "ModelStatus",
@@ -77,6 +80,7 @@ __all__ = [
     "ServedModel",
     "SlaTarget",
     "StreamNotFinished",
+    "TargetState",
     "Tls",
     "Token",
     "TokenStream",

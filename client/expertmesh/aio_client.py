@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from expertmesh import calls, inspecting, operating, replies
 from expertmesh.addresses import addresses_of
 from expertmesh.aio_asking import ask_async
+from expertmesh.aio_jobs import AsyncJobs
 from expertmesh.calls import Call, Request, Response
 from expertmesh.channel import Connection, Tls
 from expertmesh.client import DEFAULT_DEADLINE_S
@@ -42,6 +43,8 @@ class AsyncClient:
         self._endpoints = Endpoints(connections_of(addresses_of(address), token, tls), Connection.open_async)
         self._deadline_s = deadline_s
         self._resume = resume or ResumePolicy()
+        self.jobs = AsyncJobs(self._endpoints, self._resume, deadline_s)
+        """Long work in the background: imports of models."""
 
     def generate(
         self,

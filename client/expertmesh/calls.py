@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from expertmesh_api.v1 import access_pb2 as access
 from expertmesh_api.v1 import gating_pb2 as gating
 from expertmesh_api.v1 import inference_pb2 as inference
+from expertmesh_api.v1 import jobs_pb2 as jobs
 from expertmesh_api.v1 import operations_pb2 as operations
 
 Request = TypeVar("Request", bound=Message)
@@ -67,11 +68,18 @@ UNSERVE_MODEL = _call(
     "Operations", "UnserveModel", operations.UnserveModelRequest, operations.UnserveModelResponse, repeatable=False
 )
 
+# Asked twice it would be refused, because the first one is there.
+START_JOB = _call("Jobs", "Start", jobs.StartJobRequest, jobs.StartJobResponse, repeatable=False)
+LIST_JOBS = _call("Jobs", "List", jobs.ListJobsRequest, jobs.ListJobsResponse)
+GET_JOB = _call("Jobs", "Get", jobs.GetJobRequest, jobs.GetJobResponse)
+CANCEL_JOB = _call("Jobs", "Cancel", jobs.CancelJobRequest, jobs.CancelJobResponse)
+
 CREATE_TOKEN = _call("Access", "CreateToken", access.CreateTokenRequest, access.CreateTokenResponse, repeatable=False)
 LIST_TOKENS = _call("Access", "ListTokens", access.ListTokensRequest, access.ListTokensResponse)
 REVOKE_TOKEN = _call("Access", "RevokeToken", access.RevokeTokenRequest, access.RevokeTokenResponse)
 LIST_AUDIT = _call("Access", "ListAudit", access.ListAuditRequest, access.ListAuditResponse)
 
+_WATCH_JOB = "/expertmesh_api.v1.Jobs/Watch"
 _GENERATE = "/expertmesh_api.v1.Inference/Generate"
 _Serialise = Callable[[inference.GenerateRequest], bytes]
 
@@ -90,3 +98,19 @@ def bind_generate_async(
     """The same for asyncio."""
     request: _Serialise = inference.GenerateRequest.SerializeToString
     return channel.unary_stream(_GENERATE, request, inference.GenerateResponse.FromString)
+
+
+def bind_watch_job(
+    channel: grpc.Channel,
+) -> grpc.UnaryStreamMultiCallable[jobs.WatchJobRequest, jobs.WatchJobResponse]:
+    """Jobs/Watch, its answers as a stream."""
+    request: Callable[[jobs.WatchJobRequest], bytes] = jobs.WatchJobRequest.SerializeToString
+    return channel.unary_stream(_WATCH_JOB, request, jobs.WatchJobResponse.FromString)
+
+
+def bind_watch_job_async(
+    channel: grpc.aio.Channel,
+) -> grpc.aio.UnaryStreamMultiCallable[jobs.WatchJobRequest, jobs.WatchJobResponse]:
+    """The same for asyncio."""
+    request: Callable[[jobs.WatchJobRequest], bytes] = jobs.WatchJobRequest.SerializeToString
+    return channel.unary_stream(_WATCH_JOB, request, jobs.WatchJobResponse.FromString)

@@ -16,6 +16,7 @@ from expertmesh.calls import Call, Request, Response
 from expertmesh.channel import Connection, Tls
 from expertmesh.endpoints import Endpoints, ask, connections_of
 from expertmesh.generation import Generation
+from expertmesh.jobs import Jobs
 from expertmesh.operating import ModelStatus, SlaTarget
 from expertmesh.options import GenerateOptions, Message, generate_request
 from expertmesh.requests import score_request, tokenize_request
@@ -56,6 +57,8 @@ class Client:
         self._endpoints = Endpoints(connections_of(addresses_of(address), token, tls), Connection.open)
         self._deadline_s = deadline_s
         self._resume = resume or ResumePolicy()
+        self.jobs = Jobs(self._endpoints, self._resume, deadline_s)
+        """Long work in the background: imports of models."""
 
     def generate(
         self,

@@ -33,6 +33,19 @@ class SlaTarget:
 
 
 @dataclass(frozen=True, slots=True)
+class TargetState:
+    """One target, `name` as in `SlaTarget`, and what became of it: 95th percentiles in milliseconds over its window.
+
+    `seen_ms` is None, and `state` "unseen", while no answer in the window tells.
+    """
+
+    name: str
+    promised_ms: float
+    seen_ms: float | None
+    state: Literal["met", "missed", "unseen"]
+
+
+@dataclass(frozen=True, slots=True)
 class ModelStatus:
     """A model of the mesh and how far it is.
 
@@ -40,7 +53,7 @@ class ModelStatus:
     "failed" with `error` when a restarted controller could not load it again. `budget_share` bounds its part of all
     workers' budgets; `missing_bytes` are resident bytes of experts for which there is no room (in that share).
     `resident_bytes` belong to `instances` copies of `experts`. `ttft_p95_ms` and `token_p95_ms` were seen over the
-    target's window, 0 without answers in it.
+    target's window, 0 without answers in it; `targets` judges them, empty where nothing was promised.
     """
 
     name: str
@@ -59,6 +72,7 @@ class ModelStatus:
     ttft_p95_ms: float = 0.0
     token_p95_ms: float = 0.0
     error: str = ""
+    targets: tuple[TargetState, ...] = ()
 
 
 def serve_request(
@@ -118,7 +132,22 @@ def model_status(message: operations_pb2.ModelStatus) -> ModelStatus:
         ttft_p95_ms=message.ttft_p95_ms,
         token_p95_ms=message.token_p95_ms,
         error=message.error,
+        targets=_targets(message),
     )
+
+
+def _targets(message: operations_pb2.ModelStatus) -> tuple[TargetState, ...]:
+    pairs = (
+        ("ttft_p95_ms", message.sla.ttft_p95_ms, message.ttft_p95_ms),
+        ("token_p95_ms", message.sla.token_p95_ms, message.token_p95_ms),
+    )
+    return tuple(_target(name, promised_ms, seen_ms) for name, promised_ms, seen_ms in pairs if promised_ms)
+
+
+def _target(name: str, promised_ms: float, seen_ms: float) -> TargetState:
+    if not seen_ms:
+        return TargetState(name, promised_ms, None, "unseen")
+    return TargetState(name, promised_ms, seen_ms, "met" if seen_ms <= promised_ms else "missed")
 
 
 def _state(name: str) -> ModelState:

@@ -44,6 +44,8 @@ def controller(
     tls: TlsFolder = None,
     store: Annotated[str | None, typer.Option(help="embedded (default), memory, or a redis:// URL.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the embedded store.")] = None,
+    jobs: Annotated[str | None, typer.Option(help="on (default) or off: a job worker beside the controller.")] = None,
+    models_folder: Annotated[Path | None, typer.Option(help="Where imports on the mesh leave their bundles.")] = None,
     precision: Precision = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the trunk; 1 by default.")] = None,
     slots: Annotated[int | None, typer.Option(help="Answers in progress at once; 16 by default.")] = None,
@@ -71,7 +73,7 @@ def controller(
         "model": model, "listen": listen, "token": token, "tls": tls, "store": store, "precision": precision,
         "threads": threads, "slots": slots, "context_tokens": context, "prefill_chunk_tokens": prefill_chunk,
         "transport": transport, "data": data, "expected_workers": expected_workers, "http_listen": http_listen,
-        "metrics_listen": metrics_listen, "otlp": otlp,
+        "metrics_listen": metrics_listen, "otlp": otlp, "jobs": jobs, "models_folder": models_folder,
     }  # fmt: skip
     setup_logs()
     run(read_settings(flags, os.environ, config))
@@ -99,6 +101,7 @@ def up(
     secure: Annotated[bool, typer.Option("--secure", help="Mutual TLS with a CA made here, and tokens.")] = False,
     tls: TlsFolder = None,
     store: Annotated[str | None, typer.Option(help="embedded (default), memory, or a redis:// URL.")] = None,
+    jobs: Annotated[str, typer.Option(help="on or off: run a job worker beside the controller.")] = "on",
     threads: Annotated[int | None, typer.Option(help="Threads of the trunk.")] = None,
     slots: Annotated[int | None, typer.Option(help="Answers in progress at once.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Where workers keep blobs; ~/.expertmesh/cache.")] = None,
@@ -121,7 +124,7 @@ def up(
     flags = UpFlags(
         tuple(model or ()), workers, budget_share, listen or f"{host}:{port}", precision or "fp32", transport or "auto",
         token, secure, tls, cache, logs, options, gateways=gateways, http_port=http_port,
-        gateway_options=options,
+        gateway_options=options, jobs=jobs,
     )  # fmt: skip
     # Sockets and other temporary files of all processes live and die in one folder.
     with tempfile.TemporaryDirectory(prefix="expertmesh-", dir=socket_root(), ignore_cleanup_errors=True) as folder:

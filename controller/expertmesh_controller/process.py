@@ -30,6 +30,7 @@ from expertmesh_controller.gateway.doors import add_services
 from expertmesh_controller.gateway.hosting import ModelHost, Surroundings
 from expertmesh_controller.gateway.settings import GatewaySettings
 from expertmesh_controller.http_door import HttpDoor, openai_door
+from expertmesh_controller.jobs import Jobs
 from expertmesh_controller.listening import security_for
 from expertmesh_controller.observing import controller_shows
 from expertmesh_controller.settings import ControllerSettings, data_folder
@@ -44,6 +45,8 @@ def run(settings: ControllerSettings) -> None:
         MeshError: a setting, the bundle or the store does not allow it.
 
     """
+    # Children are programs of their own; gRPC need not prepare for forks that go on using it.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     run_service(lambda stop: serve(settings, stop))
 
 
@@ -67,7 +70,9 @@ async def serve(settings: ControllerSettings, stop: asyncio.Event) -> None:
         serving = Serving(security, access.audit.note)
         loop.add_to(serving.server, ModelOperations(keeper, settings.precision, settings.slots))
         access.add_to(serving.server)
-        services = (*add_services(serving.server, host.models, host.answering), *SERVICES, access.SERVICE)
+        jobs = Jobs(settings, store, loop, access.audit.note)
+        jobs.add_to(serving.server)
+        services = (*add_services(serving.server, host.models, host.answering), *SERVICES, access.SERVICE, jobs.SERVICE)
         started = asyncio.Event()
         tasks: list[asyncio.Task[None]] = []
         door: HttpDoor | None = None
@@ -83,8 +88,10 @@ async def serve(settings: ControllerSettings, stop: asyncio.Event) -> None:
                     host.answering, security, settings.http_listen, settings.listen, settings.drain_s
                 )
                 started.set()
+                await jobs.start()
                 await _either(stop, tasks[0])
         finally:
+            await jobs.stop()
             doors = [serving.stop(settings.drain_s), *([] if door is None else [door.stop()])]
             await _end(doors, loop, host, tasks)
     log.info("controller stopped")

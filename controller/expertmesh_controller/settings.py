@@ -42,6 +42,10 @@ class ControllerSettings(BaseModel):
     """`embedded` (a private valkey-server), `memory`, or a redis:// URL."""
     data: Path | None = None
     """Folder of the embedded store; None takes one per listening address in the user's expertmesh folder."""
+    jobs: Literal["on", "off"] = "on"
+    """Whether a job worker runs beside the controller; a store in memory has none either way."""
+    models_folder: Path | None = None
+    """Where background imports leave their bundles; None is `models` in the data folder."""
     precision: Precision = "fp32"
     """Of trunk and experts, for models that say nothing else; fp32 equals the dense reference."""
     threads: Annotated[int, Field(ge=1, le=256)] = 1

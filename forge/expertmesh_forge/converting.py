@@ -1,4 +1,4 @@
-"""GGUF file -> model bundle: read, carve, measure, write."""
+"""Dense model -> bundle: read, carve, measure, write."""
 
 from __future__ import annotations
 
@@ -17,10 +17,8 @@ from expertmesh_forge.carve.carving import carve_model
 from expertmesh_forge.carve.forward import run_carved
 from expertmesh_forge.carve.settings import CarveSettings, check_settings
 from expertmesh_forge.dense_forward import dense_states
-from expertmesh_forge.gguf_file import GgufFile
-from expertmesh_forge.gguf_reader import read_config, read_model
-from expertmesh_forge.gguf_tokenizer import ChatSettings, read_chat_settings, read_tokenizer
-from expertmesh_forge.locating import find_gguf
+from expertmesh_forge.dense_source import open_dense
+from expertmesh_forge.gguf_tokenizer import ChatSettings
 from expertmesh_forge.measuring import perplexity_ratio, window_losses
 from expertmesh_forge.texts.sources import load_split
 from expertmesh_forge.texts.windows import TextWindows, cut_windows
@@ -49,23 +47,22 @@ class ConvertRequest:
 
 def convert(request: ConvertRequest, on_progress: Progress = lambda _stage, _done, _total: None) -> Manifest:
     """Convert and return the manifest that was written. Deterministic for one request on one set of packages."""
-    file = GgufFile(find_gguf(request.source))
-    check_settings(request.carve, read_config(file))
+    source = open_dense(request.source)
+    check_settings(request.carve, source.config)
     require_replaceable(request.folder)
-    tokenizer, chat = read_tokenizer(file), read_chat_settings(file)
-    calibration, held_out = _texts(request, tokenizer, chat)
-    model = read_model(file)
+    calibration, held_out = _texts(request, source.tokenizer, source.chat)
+    model = source.read()
     on_progress("read", 1, 1)
     carved = carve_model(
         model, calibration.tokens, request.carve, lambda done, total: on_progress("carve", done, total)
     )
     measured = _measure(carved, calibration, held_out, on_progress)
     labels = BundleLabels(
-        name=request.name or file.path.name.partition(".")[0].lower(),
+        name=request.name or source.name,
         precisions=request.precisions,
         context_tokens=min(request.context_tokens or model.config.context_tokens, model.config.context_tokens),
-        tokenizer_json=tokenizer.to_str(),
-        chat=chat,
+        tokenizer_json=source.tokenizer.to_str(),
+        chat=source.chat,
         calibration=measured,
     )
     return write_bundle(carved, labels, request.folder, lambda done, total: on_progress("write", done, total))

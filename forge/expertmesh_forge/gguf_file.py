@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 
 import gguf
-import numpy as np
 
 from expertmesh_forge.dense_model import Floats
 from expertmesh_forge.errors import BadWeights, SourceError
+from expertmesh_forge.gguf_tensor import GgufTensor
 
 __all__ = ["GgufFile"]
 
@@ -24,11 +24,21 @@ class GgufFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._reader = _open(path)
-        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+        self._tensors = {found.name: _lying(path, found) for found in self._reader.tensors}
 
     @property
     def tensor_names(self) -> Iterable[str]:
         return self._tensors.keys()
+
+    @property
+    def tensors(self) -> Mapping[str, GgufTensor]:
+        """Where every tensor lies, by the file's own names."""
+        return self._tensors
+
+    @property
+    def header_bytes(self) -> int:
+        """How far the metadata and the list of tensors reach."""
+        return int(self._reader.data_offset)
 
     @cached_property
     def sha256(self) -> str:
@@ -39,7 +49,7 @@ class GgufFile:
     @property
     def weight_formats(self) -> tuple[str, ...]:
         """Names of the tensor formats in the file, sorted (for example F32, Q4_1)."""
-        return tuple(sorted({tensor.tensor_type.name for tensor in self._tensors.values()}))
+        return tuple(sorted({tensor.kind.name for tensor in self._tensors.values()}))
 
     def text(self, key: str, default: str | None = None) -> str:
         """The metadata value under `key` as text; `SourceError` if it is absent and has no default."""
@@ -47,11 +57,17 @@ class GgufFile:
 
     def integer(self, key: str, default: int | None = None) -> int:
         """The metadata value under `key` as a whole number; `SourceError` as for `text`."""
-        return int(float(str(self._value(key, default))))
+        return int(self.real(key, default))
 
     def real(self, key: str, default: float | None = None) -> float:
         """The metadata value under `key` as a float; `SourceError` as for `text`."""
-        return float(str(self._value(key, default)))
+        value = self._value(key, default)
+        try:
+            return float(str(value))
+        except ValueError:
+            raise SourceError(
+                f"metadata key {key!r} in {self.path.name} is {value!r}, not a number; this kind of file is not read"
+            ) from None
 
     def strings(self, key: str) -> list[str]:
         """The list of texts under `key`; `SourceError` if it is absent."""
@@ -60,6 +76,10 @@ class GgufFile:
     def integers(self, key: str) -> list[int]:
         """The list of whole numbers under `key`; `SourceError` if it is absent."""
         return [int(str(item)) for item in self._list(key)]
+
+    def reals(self, key: str) -> list[float]:
+        """The list of floats under `key`; `SourceError` if it is absent."""
+        return [float(str(item)) for item in self._list(key)]
 
     def has(self, key: str) -> bool:
         return key in self._reader.fields
@@ -72,20 +92,13 @@ class GgufFile:
                 f"{self.path.name} lacks the tensor {name!r} of shape {shape}; "
                 "the file is incomplete or not a plain dense Llama-family model"
             )
-        found = tuple(int(size) for size in reversed(tensor.shape))
-        if found != shape:
+        if tensor.shape != shape:
             raise BadWeights(
-                f"tensor {name!r} in {self.path.name} has shape {found}, but the metadata "
+                f"tensor {name!r} in {self.path.name} has shape {tensor.shape}, but the metadata "
                 f"asks for {shape}; get the file from its publisher again"
             )
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        weights = np.ascontiguousarray(values, dtype=np.float32).reshape(shape)
-        if not np.isfinite(weights).all():
-            raise BadWeights(
-                f"tensor {name!r} in {self.path.name} holds NaN or infinity; "
-                "the model is damaged, get it from its publisher again"
-            )
-        return weights
+        tensor.require_readable()
+        return tensor.read()
 
     def _value(self, key: str, default: object) -> object:
         field = self._reader.fields.get(key)
@@ -119,8 +132,16 @@ def _open(path: Path) -> gguf.GGUFReader:
         raise SourceError(
             f"{path.name} cannot be read as GGUF: it is truncated or damaged ({error}); download it again"
         ) from error
+    if reader.byte_order != "I":
+        raise SourceError(f"{path.name} holds big-endian numbers; get the little-endian form of this file")
     _require_all_bytes(path, reader)
     return reader
+
+
+def _lying(path: Path, found: gguf.ReaderTensor) -> GgufTensor:
+    # The format lists the innermost size first.
+    shape = tuple(int(size) for size in reversed(found.shape))
+    return GgufTensor(found.name, path, found.tensor_type, shape, int(found.data_offset))
 
 
 def _require_all_bytes(path: Path, reader: gguf.GGUFReader) -> None:

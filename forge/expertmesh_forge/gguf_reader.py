@@ -14,7 +14,7 @@ from expertmesh_forge.dense_model import (
 from expertmesh_forge.errors import UnsupportedModel
 from expertmesh_forge.gguf_file import GgufFile
 
-__all__ = ["SUPPORTED_ARCHITECTURES", "read_config", "read_model", "unpermute_rows"]
+__all__ = ["SUPPORTED_ARCHITECTURES", "read_config", "read_model", "shortest_decimal", "unpermute_rows"]
 
 SUPPORTED_ARCHITECTURES = ("llama",)
 
@@ -61,7 +61,7 @@ def read_config(file: GgufFile) -> DenseConfig:
         vocab=len(file.strings("tokenizer.ggml.tokens")),
         context_tokens=file.integer(f"{family}.context_length"),
         rope_base=file.real(f"{family}.rope.freq_base", 10_000.0),
-        norm_eps=_shortest_decimal(file.real(f"{family}.attention.layer_norm_rms_epsilon")),
+        norm_eps=shortest_decimal(file.real(f"{family}.attention.layer_norm_rms_epsilon")),
     )
 
 
@@ -75,6 +75,11 @@ def unpermute_rows(rows: Floats, heads: int) -> Floats:
     half = out_size // heads // 2
     pairs = rows.reshape(heads, half, 2, in_size)
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(out_size, in_size)
+
+
+def shortest_decimal(value: float) -> float:
+    """The number that was meant: GGUF stores it as float32, so that 1e-5 arrives as 9.999999747378752e-06."""
+    return float(np.format_float_positional(np.float32(value), unique=True))
 
 
 def _read_layer(file: GgufFile, config: DenseConfig, index: int) -> DenseLayer:
@@ -125,8 +130,3 @@ def _require_full_rope(file: GgufFile, rotated: int, head_dim: int) -> None:
             f"{file.path.name} rotates {rotated} of {head_dim} elements per head; "
             "supported are models that rotate whole heads"
         )
-
-
-def _shortest_decimal(value: float) -> float:
-    # GGUF stores the constant as float32, so 1e-5 arrives as 9.999999747378752e-06.
-    return float(np.format_float_positional(np.float32(value), unique=True))

@@ -1,13 +1,14 @@
-"""GGUF metadata -> a byte-level BPE tokenizer and the chat settings that go with it."""
+"""GGUF metadata -> a tokenizer and the chat settings that go with it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from expertmesh_forge.errors import UnsupportedModel
 from expertmesh_forge.gguf_file import GgufFile
+from expertmesh_forge.gguf_sentencepiece import sentencepiece_tokenizer
 
 __all__ = ["ChatSettings", "read_chat_settings", "read_tokenizer"]
 
@@ -16,17 +17,22 @@ _USER_DEFINED = 4
 
 _GPT2_SPLIT = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
 _BYTES_ONLY = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-_LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3_PATTERN = rf"{_WORDS}|\p{{N}}{{1,3}}|{_REST}"
+_QWEN2_PATTERN = rf"{_WORDS}|\p{{N}}|{_REST}"
 
 _PRE_TOKENIZERS: dict[str, list[pre_tokenizers.PreTokenizer]] = {
     "smollm": [pre_tokenizers.Digits(individual_digits=True), _GPT2_SPLIT],
     "gpt-2": [_GPT2_SPLIT],
     "default": [_GPT2_SPLIT],
+    "olmo": [_GPT2_SPLIT],
     "llama-bpe": [pre_tokenizers.Split(Regex(_LLAMA3_PATTERN), "isolated"), _BYTES_ONLY],
+    "qwen2": [pre_tokenizers.Split(Regex(_QWEN2_PATTERN), "isolated"), _BYTES_ONLY],
 }
+# What the models' own tokenizers do and the file does not say.
+_COMPOSED = ("olmo", "qwen2")
+_WHOLE_WORDS_FIRST = ("llama-bpe",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,24 +46,47 @@ class ChatSettings:
 
 
 def read_tokenizer(file: GgufFile) -> Tokenizer:
-    """Build the tokenizer whose JSON form any `tokenizers` user can load."""
+    """Build the tokenizer whose JSON form any `tokenizers` user can load.
+
+    Raises:
+        UnsupportedModel: the file names a tokenizer or a way to cut text that is not known.
+
+    """
     kind = file.text("tokenizer.ggml.model")
+    if kind == "llama":
+        tokenizer = sentencepiece_tokenizer(
+            file.strings("tokenizer.ggml.tokens"), file.reals("tokenizer.ggml.scores"), _kinds(file),
+            prefix=file.text("tokenizer.ggml.add_space_prefix", "True") == "True",
+        )  # fmt: skip
+    else:
+        tokenizer = _byte_level(file, kind)
+    tokens, kinds = file.strings("tokenizer.ggml.tokens"), _kinds(file)
+    tokenizer.add_special_tokens(_marked(tokens, kinds, _CONTROL))
+    tokenizer.add_tokens(_marked(tokens, kinds, _USER_DEFINED))
+    chat = read_chat_settings(file)
+    if chat.adds_bos and chat.bos_id is not None:
+        begin = tokens[chat.bos_id]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[begin, "$A"], pair=[begin, "$A", begin, "$B"], special_tokens=[(begin, chat.bos_id)]
+        )
+    return tokenizer
+
+
+def _byte_level(file: GgufFile, kind: str) -> Tokenizer:
     split = file.text("tokenizer.ggml.pre", "default")
     if kind != "gpt2" or split not in _PRE_TOKENIZERS:
         raise UnsupportedModel(
             f"{file.path.name} uses the tokenizer {kind!r} with the pre-tokenizer {split!r}; "
-            f"supported: 'gpt2' with {', '.join(sorted(_PRE_TOKENIZERS))}"
+            f"supported: 'llama', and 'gpt2' with {', '.join(sorted(_PRE_TOKENIZERS))}"
         )
-    tokens = file.strings("tokenizer.ggml.tokens")
+    vocab = {token: index for index, token in enumerate(file.strings("tokenizer.ggml.tokens"))}
     pairs = (merge.partition(" ") for merge in file.strings("tokenizer.ggml.merges"))
     merges = [(left, right) for left, _, right in pairs]
-    vocab = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=False))
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=split in _WHOLE_WORDS_FIRST))
+    if split in _COMPOSED:
+        tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(_PRE_TOKENIZERS[split])
     tokenizer.decoder = decoders.ByteLevel()
-    kinds = file.integers("tokenizer.ggml.token_type")
-    tokenizer.add_special_tokens(_marked(tokens, kinds, _CONTROL))
-    tokenizer.add_tokens(_marked(tokens, kinds, _USER_DEFINED))
     return tokenizer
 
 
@@ -65,12 +94,12 @@ def read_chat_settings(file: GgufFile) -> ChatSettings:
     """Read the chat template and the ids that start and end a text."""
     tokens = file.strings("tokenizer.ggml.tokens")
     bos, template = "tokenizer.ggml.bos_token_id", "tokenizer.chat_template"
-    adds = "tokenizer.ggml.add_bos_token"
+    by_default = str(file.text("tokenizer.ggml.model", "") == "llama")
     return ChatSettings(
         chat_template=file.text(template) if file.has(template) else None,
         bos_id=file.integer(bos) if file.has(bos) else None,
         eos_ids=_end_ids(file, tokens),
-        adds_bos=file.has(adds) and file.text(adds) == "True",
+        adds_bos=file.text("tokenizer.ggml.add_bos_token", by_default) == "True",
     )
 
 
@@ -78,8 +107,12 @@ def _end_ids(file: GgufFile, tokens: list[str]) -> tuple[int, ...]:
     # Chat models end a turn with one token and a document with another; both must stop output.
     names = ("<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|im_end|>")
     ids = {tokens.index(name) for name in names if name in tokens}
-    eos = "tokenizer.ggml.eos_token_id"
-    return tuple(sorted(ids | ({file.integer(eos)} if file.has(eos) else set())))
+    own = [f"tokenizer.ggml.{which}_token_id" for which in ("eos", "eot")]
+    return tuple(sorted(ids | {file.integer(key) for key in own if file.has(key)}))
+
+
+def _kinds(file: GgufFile) -> list[int]:
+    return file.integers("tokenizer.ggml.token_type")
 
 
 def _marked(tokens: list[str], kinds: list[int], kind: int) -> list[AddedToken]:

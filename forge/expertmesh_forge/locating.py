@@ -1,4 +1,4 @@
-"""Finding the GGUF file a person means: a path, or the name of a package that holds one."""
+"""Finding the model a person means: a path, or the name of a package that holds a GGUF file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,20 @@ from pathlib import Path
 
 from expertmesh_forge.errors import SourceError
 
-__all__ = ["find_gguf"]
+__all__ = ["find_dense", "find_gguf", "holds_only_gguf"]
+
+
+def find_dense(path_or_package: str) -> Path:
+    """Return the folder of a Hugging Face checkpoint if it is one, else what `find_gguf` finds."""
+    folder = Path(path_or_package)
+    if (folder / "config.json").is_file() and not holds_only_gguf(folder):
+        return folder
+    return find_gguf(path_or_package)
+
+
+def holds_only_gguf(folder: Path) -> bool:
+    """Whether a folder holds GGUF files and no safetensors; publishers put a config beside either."""
+    return folder.is_dir() and any(folder.glob("*.gguf")) and not any(folder.glob("*.safetensors*"))
 
 
 def find_gguf(path_or_package: str) -> Path:

@@ -150,10 +150,11 @@ def test_every_process_lives_and_is_ready_and_grpc_health_says_the_same(mesh):
     for name, address in addresses(mesh).items():
         assert probe(address, "/livez")[0] == 200, name
         assert probe(address, "/readyz")[0] == 200, name
+    serving = health_pb2.HealthCheckResponse.SERVING  # told every second, where pages are made when asked for
     for service in ("", "expertmesh_api.v1.Inference", "expertmesh_api.v1.Membership"):
-        assert health(mesh.address, service) == health_pb2.HealthCheckResponse.SERVING
+        until(lambda service=service: health(mesh.address, service) == serving, 5)
     for service in ("", "expertmesh_api.v1.Experts", "expertmesh_api.v1.Blobs"):
-        assert health(worker_address(mesh, "worker-1"), service) == health_pb2.HealthCheckResponse.SERVING
+        until(lambda service=service: health(worker_address(mesh, "worker-1"), service) == serving, 5)
 
 
 def test_the_controller_tells_its_services_by_reflection(mesh):

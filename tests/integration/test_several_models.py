@@ -97,6 +97,10 @@ async def test_a_model_served_at_run_time_answers_and_is_listed_with_all_that_wa
     assert (two.instances, two.missing_bytes, two.requests) == (12, 0, 0)  # one copy of each expert, as its target says
     assert two.ttft_p95_ms > 0
     assert two.token_p95_ms > 0
+    promised = {"ttft_p95_ms": (500, two.ttft_p95_ms), "token_p95_ms": (50, two.token_p95_ms)}
+    assert {t.name: (t.promised_ms, t.seen_ms) for t in two.targets} == promised
+    assert [t.state for t in two.targets] == ["met" if s <= p else "missed" for p, s in promised.values()]
+    assert one.targets == ()
 
 
 async def test_serving_the_same_again_changes_nothing_and_another_needs_another_name(mesh, folders):

@@ -9,6 +9,7 @@ import pytest
 
 from expertmesh_common.bundle.blobs import Bundle
 from models.tiny_bundle import greedy_ids, make_tiny_bundle
+from rigs.openai_door import door_house
 from rigs.served_gateway import ServedGateway, asking
 
 COUNT = 150
@@ -76,3 +77,11 @@ async def test_what_is_not_the_same_request_ends_nobodys_stream(house, caller, f
     assert await ending_of(newer) is grpc.StatusCode.RESOURCE_EXHAUSTED
     house.plane.delay_s = 0
     assert await ending_of(older) is grpc.StatusCode.OK
+
+
+async def test_equal_prompts_of_one_http_request_are_answers_of_their_own(bundle):
+    async with door_house(bundle) as house, house.client() as client:
+        asked = {"model": "tiny", "prompt": ["a b", "a b"], "max_tokens": 40, "seed": 3}
+        answer = await client.completions.create(**asked, extra_body={"ignore_eos": True})
+    first, second = (choice.text for choice in answer.choices)
+    assert first == second != ""

@@ -29,8 +29,8 @@ def rss_bytes():
     return psutil.Process().memory_info().rss
 
 
-def main(folder, precision, count, cycles, hidden=576, width=96, activation="swiglu", biased=False):
-    shape = ExpertShape(hidden, width, precision, activation)
+def main(folder, shape, count, cycles, *, biased):
+    precision, hidden = shape.precision, shape.hidden
     paths = [store_expert(Path(folder), shape, seed, biased=biased)[0] for seed in range(count)]
     lanes = Lanes(1)
     residents = Residents(10**10, provider("cpu"), lanes)
@@ -61,4 +61,6 @@ def main(folder, precision, count, cycles, hidden=576, width=96, activation="swi
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], *(int(text) for text in sys.argv[3:7]), *sys.argv[7:8], biased="biased" in sys.argv)
+    place, of_precision, of_hidden, of_width, of_activation, kind, instances, turns = sys.argv[1:]
+    made = ExpertShape(int(of_hidden), int(of_width), of_precision, of_activation)
+    main(place, made, int(instances), int(turns), biased=kind == "biased")

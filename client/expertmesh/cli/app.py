@@ -6,13 +6,13 @@ from importlib.metadata import EntryPoint, entry_points
 
 import typer
 
-from expertmesh.cli import chat, doctor, experts, generate, models, nodes, route, status, tokens, version
+from expertmesh.cli import chat, doctor, experts, generate, jobs, models, nodes, route, status, tokens, version
 from expertmesh.cli.examples import add_examples
 from expertmesh.cli.missing import add_hints
 
 GROUP = "expertmesh.cli"
 
-CLIENT_COMMANDS = (generate, chat, models, status, nodes, experts, route, tokens, doctor, version)
+CLIENT_COMMANDS = (generate, chat, jobs, models, status, nodes, experts, route, tokens, doctor, version)
 
 
 def build_app() -> typer.Typer:

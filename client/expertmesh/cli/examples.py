@@ -32,6 +32,11 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "models list": ("expertmesh models list", "expertmesh models list --json"),
     "models serve": ("expertmesh models serve my-bundle --name small --budget-share 0.5",),
     "models unserve": ("expertmesh models unserve small", "expertmesh models unserve small --drain-s 60"),
+    "jobs list": ("expertmesh jobs list", "expertmesh jobs list --json"),
+    "jobs watch": ("expertmesh jobs watch 3f9a1c22b7",),
+    "jobs show": ("expertmesh jobs show 3f9a1c22b7 --json",),
+    "jobs cancel": ("expertmesh jobs cancel 3f9a1c22b7",),
+    "job-worker": ("expertmesh job-worker --redis redis://192.168.1.10:6379/0",),
     "status": ("expertmesh status", "expertmesh status --json --server 192.168.1.10:7070 --token SECRET"),
     "nodes": ("expertmesh nodes", "expertmesh nodes --json"),
     "experts": (
@@ -61,7 +66,10 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "doctor": ("expertmesh doctor", "expertmesh doctor --server 192.168.1.10:7070 --token SECRET --json"),
     "version": ("expertmesh version", "expertmesh version --json"),
     "model convert": ("expertmesh model convert llama.gguf --out my-bundle --share 0.87",),
-    "model import": ("expertmesh model import my-checkpoint --out my-bundle",),
+    "model import": (
+        "expertmesh model import my-checkpoint --out my-bundle",
+        "expertmesh model import my-checkpoint --on-mesh --name mine",
+    ),
     "model inspect": ("expertmesh model inspect my-bundle", "expertmesh model inspect my-bundle --json"),
     "model verify": ("expertmesh model verify my-bundle", "expertmesh model verify my-bundle --json"),
     "model curve": ("expertmesh model curve llama.gguf --shares 0.9,0.75",),

@@ -13,6 +13,7 @@ BROUGHT: dict[str, tuple[tuple[str, ...], str]] = {
     "up": (("up", "controller"), "controller"),
     "worker": (("worker",), "worker"),
     "model": (("model",), "forge"),
+    "jobs": (("job-worker",), "jobs"),
     "certs": (("certs",), "controller"),
     "demo": (("demo",), "controller,worker,forge"),
 }

@@ -13,11 +13,12 @@ from expertmesh.channel import DEFAULT_ADDRESS
 from expertmesh.cli.connecting import Json, Server, TlsFolder, Token, connect
 from expertmesh.cli.failures import FAILED
 from expertmesh.cli.output import counted, megabytes, print_json, print_table
+from expertmesh.cli.targets import target_lines, targets_word
 from expertmesh.client import Client
 from expertmesh.errors import DeadlineExceeded
 from expertmesh.operating import DRAIN_S, ModelStatus, SlaTarget
 
-COLUMNS = ("model", "state", "precision", "experts", "copies", "MB", "missing MB", "share", "requests")
+COLUMNS = ("model", "state", "precision", "experts", "copies", "MB", "missing MB", "share", "requests", "targets")
 NUMBERS = ("experts", "copies", "MB", "missing MB", "share", "requests")
 NOTHING = "no model is served; `expertmesh models serve PATH` serves one\n"
 SERVE_S = 300.0
@@ -39,7 +40,8 @@ def list_models(
 ) -> None:
     """The models, and how far each one is.
 
-    Copies of its experts, their MB, the MB without room, its share of all workers' budgets, requests under way.
+    Copies of its experts, their MB, the MB without room, its share of all workers' budgets, requests under way, and
+    whether its targets are met, missed or unseen: no answer tells.
     """
     with connect(server, token, tls) as client:
         found = client.served_models()
@@ -50,6 +52,8 @@ def list_models(
         return None
     print_table(COLUMNS, [_row(model) for model in found], numbers=NUMBERS)
     for model in found:
+        for line in target_lines(model):
+            sys.stdout.write(f"  {model.name}: {line}\n")
         if model.error:
             sys.stdout.write(f"  {model.name}: {model.error}\n")
     return None
@@ -144,4 +148,5 @@ def _row(model: ModelStatus) -> tuple[object, ...]:
     return (
         model.name, model.state, model.precision, model.experts, model.instances, megabytes(model.resident_bytes),
         megabytes(model.missing_bytes), f"{100 * model.budget_share:.0f} %", model.requests,
+        targets_word(model),
     )  # fmt: skip

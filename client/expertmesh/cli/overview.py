@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from expertmesh.cli.output import counted, megabytes
+from expertmesh.cli.targets import target_lines
 from expertmesh.inspecting import MeshFacts
+from expertmesh.operating import ModelStatus, TargetState
 from expertmesh.types import ExpertPlacement, Node, ServedModel
 
 LIVE = "live"
@@ -14,7 +16,10 @@ LIVE = "live"
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """A served model. `copies` counts instances, `missing_experts` those that no worker serves."""
+    """A served model. `copies` counts instances, `missing_experts` those that no worker serves.
+
+    `targets` are what was promised and what was seen, `target_lines` the same in words.
+    """
 
     name: str
     precision: str
@@ -23,6 +28,8 @@ class ModelState:
     experts: int
     copies: int
     missing_experts: int
+    targets: tuple[TargetState, ...] = ()
+    target_lines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +63,12 @@ class Seen:
     models: tuple[ServedModel, ...]
     nodes: tuple[Node, ...]
     experts: tuple[ExpertPlacement, ...]
+    served: tuple[ModelStatus, ...] = ()
 
 
 def overview(address: str, seen: Seen) -> Overview:
     """Everything, judged."""
-    models = tuple(_model(model, seen.experts) for model in seen.models)
+    models = tuple(_model(model, seen) for model in seen.models)
     missing = (*_missing_models(models), *_missing_room(seen), *_missing_workers(seen.nodes))
     return Overview(
         address=address,
@@ -73,8 +81,9 @@ def overview(address: str, seen: Seen) -> Overview:
     )
 
 
-def _model(model: ServedModel, placements: Sequence[ExpertPlacement]) -> ModelState:
-    mine = [e for e in placements if e.model == model.name]
+def _model(model: ServedModel, seen: Seen) -> ModelState:
+    mine = [e for e in seen.experts if e.model == model.name]
+    status = next((status for status in seen.served if status.name == model.name), None)
     return ModelState(
         name=model.name,
         precision=model.precision,
@@ -83,6 +92,8 @@ def _model(model: ServedModel, placements: Sequence[ExpertPlacement]) -> ModelSt
         experts=len(mine),
         copies=sum(len(e.worker_ids) for e in mine),
         missing_experts=sum(not e.worker_ids for e in mine),
+        targets=() if status is None else status.targets,
+        target_lines=() if status is None else target_lines(status),
     )
 
 

@@ -35,7 +35,7 @@ def status(as_json: Json = False, server: Server = DEFAULT_ADDRESS, token: Token
 
 def look(client: Client) -> Seen:
     """Ask for everything that an overview needs."""
-    return Seen(client.mesh(), client.models(), client.nodes(), client.experts())
+    return Seen(client.mesh(), client.models(), client.nodes(), client.experts(), client.served_models())
 
 
 def _show(seen: Overview) -> None:
@@ -43,6 +43,8 @@ def _show(seen: Overview) -> None:
     _show_head(screen, seen)
     for model in seen.models:
         screen.print(f"  {_model_line(model)}")
+        for line in model.target_lines:
+            screen.print(f"    target {line}", style="bold red" if line.startswith("missed") else None)
     screen.print(f"\n{counted(len(seen.workers), 'worker')}", style="bold")
     if seen.workers:
         rows = [

@@ -27,8 +27,9 @@ OUTPUT: Final = "out"
 # What a CPU session costs beside its weights, measured on onnxruntime 1.32 with the sessions of the worker, with its
 # Python objects and bound row buffers.
 _SESSION_BYTES: Final = {"fp32": 60_000, "fp16": 80_000, "bf16": 80_000, "int8": 88_000, "int4": 88_000}
-_BYTES_PER_BIAS: Final = 3_000  # another node, beside the values
-_CLAMP_BYTES: Final = 8_000  # four more nodes and their constants
+_BYTES_PER_BIAS: Final = 5_000  # another node, beside the values
+_CLAMP_BYTES: Final = 14_000  # four more nodes and their constants
+_ROW_MORE_BYTES: Final = 14_000  # three more nodes and their constants
 _LIMIT: Final = 7.0
 _ALPHA: Final = 1.702
 # Kernels of larger blocks compute rows in twos and a last odd one otherwise, which differs by rounding.
@@ -79,10 +80,10 @@ def expert_graph(shape: ExpertShape, views: Views, location: str) -> bytes:
     graph = GraphBuilder(views, location, shape.precision)
     graph.input(INPUT, TensorProto.FLOAT, ("n", shape.hidden))
     graph.output(OUTPUT, TensorProto.FLOAT, ("n", shape.hidden))
-    if max(m.block for m in _matrices(shape, views)) <= _LARGEST_BLOCK_FOR_LONE_ROWS:
-        _feed_forward(graph, shape, INPUT, OUTPUT)
-    else:
+    if _needs_one_row_more(shape, views):
         _with_one_row_more(graph, shape)
+    else:
+        _feed_forward(graph, shape, INPUT, OUTPUT)
     return graph.serialise(f"expert_{shape.precision}_{shape.activation}")
 
 
@@ -100,13 +101,13 @@ def resident_bytes(shape: ExpertShape, views: Views | None = None) -> int:
     weights = sum(matrix_format(shape.precision).resident_bytes(m) for m in _matrices(shape, views))
     biases = sum(need.size_bytes + _BYTES_PER_BIAS for need in _biases(shape) if views and need.name in views)
     clamp = _CLAMP_BYTES if shape.activation == "clamped-swiglu" else 0
-    return weights + biases + clamp + _SESSION_BYTES[shape.precision]
+    row = _ROW_MORE_BYTES if _needs_one_row_more(shape, views) else 0
+    return weights + biases + clamp + row + _SESSION_BYTES[shape.precision]
 
 
 def _matrices(shape: ExpertShape, views: Views | None) -> tuple[Matrix, Matrix]:
-    form, block = matrix_format(shape.precision), 0
-    if form.step > 1:
-        block = common_block(shape.hidden, shape.width)
+    form = matrix_format(shape.precision)
+    block = common_block(shape.hidden, shape.width) if form.step > 1 else 0
     sizes = {"gate_up": (shape.hidden, 2 * shape.width), "down": (shape.width, shape.hidden)}
     found = {name: form.found(views or {}, name) for name in sizes}
     # A block of the file that does not divide the rows is no block of this shape; the check then names the tensor.
@@ -118,6 +119,10 @@ def _matrices(shape: ExpertShape, views: Views | None) -> tuple[Matrix, Matrix]:
 def _biases(shape: ExpertShape) -> tuple[TensorView, ...]:
     sizes = {"gate_up_bias": 2 * shape.width, "down_bias": shape.hidden}
     return tuple(TensorView(name, np.dtype(np.float32), (size,), 0, 4 * size) for name, size in sizes.items())
+
+
+def _needs_one_row_more(shape: ExpertShape, views: Views | None) -> bool:
+    return max(matrix.block for matrix in _matrices(shape, views)) > _LARGEST_BLOCK_FOR_LONE_ROWS
 
 
 def _with_one_row_more(graph: GraphBuilder, shape: ExpertShape) -> None:

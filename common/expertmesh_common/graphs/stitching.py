@@ -41,7 +41,7 @@ def join(segments: Sequence[bytes], blocks: Sequence[Block | None]) -> bytes:
     """One graph of all layers, without the head; `blocks[i]` belongs to layer i, None to a dense one.
 
     Inputs are those of segment 0 and every layer's caches; outputs the caches, `residual_out` and `combined_out`
-    float32 [B, S, hidden] for the head, and `scores` float32 [B * S, routed layers, columns] where all blocks have
+    float32 [B, S, hidden] for the head, and `scores` float32 [B * S, routed layers * columns] where all blocks have
     equally many columns.
     """
     joined = _Joined()
@@ -100,13 +100,9 @@ class _Joined:
         return bytes(model.SerializeToString())
 
     def _gather_scores(self, columns: int) -> None:
-        axis = helper.make_tensor("scores_axis", TensorProto.INT64, [1], [1])
-        self._initialisers.append(axis)
-        wide = [f"{name}_wide" for name, _ in self._scores]
-        for (name, _), out in zip(self._scores, wide, strict=True):
-            self._nodes.append(helper.make_node("Unsqueeze", [name, "scores_axis"], [out]))
-        self._nodes.append(helper.make_node("Concat", wide, ["scores"], axis=1))
-        shape: list[int | str | None] = ["rows", len(wide), columns]
+        names = [name for name, _ in self._scores]
+        self._nodes.append(helper.make_node("Concat", names, ["scores"], axis=1))
+        shape: list[int | str | None] = ["rows", len(names) * columns]
         self._outputs.append(helper.make_tensor_value_info("scores", TensorProto.FLOAT, shape))
 
     def _take(self, nodes: Sequence[NodeProto], initialisers: Sequence[TensorProto], names: _Names) -> None:

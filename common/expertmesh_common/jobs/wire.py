@@ -71,7 +71,7 @@ def celery_url(url: str) -> str:
         database = dict(part.partition("=")[::2] for part in parts.query.split("&")).get("db", "0")
         login, at, _ = parts.netloc.rpartition("@")
         return f"redis+socket://{login}{at}{quote(parts.path)}?virtual_host={database}"
-    raise InvalidInput(f"jobs need a store that speaks Redis, by a redis://, rediss:// or unix:// URL, not {url[:20]!r}")
+    raise InvalidInput(f"jobs need a store that speaks Redis, by redis://, rediss:// or unix://, not {parts.scheme!r}")
 
 
 def celery_settings(url: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from expertmesh_controller.local.reaching import free_port, is_local_only, reach
 
 PRECISIONS = ("fp32", "int4")
 TRANSPORTS = ("auto", "grpc", "unix", "tcp")
+JOBS = ("on", "off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class UpFlags:
     gateways: int = 1
     http_port: str | None = None
     gateway_options: tuple[str, ...] = ()
+    jobs: str = "on"
 
 
 def up_request(flags: UpFlags, runtime_folder: Path) -> UpRequest:
@@ -54,6 +56,7 @@ def up_request(flags: UpFlags, runtime_folder: Path) -> UpRequest:
     """
     _one_of("--precision", flags.precision, PRECISIONS)
     _one_of("--transport", flags.transport, TRANSPORTS)
+    _one_of("--jobs", flags.jobs, JOBS)
     listen = _with_port(flags.listen)
     logs = flags.logs or runtime_folder
     logs.mkdir(parents=True, exist_ok=True)
@@ -77,7 +80,13 @@ def up_request(flags: UpFlags, runtime_folder: Path) -> UpRequest:
         cache=(flags.cache or home_folder() / "cache").absolute(),
         runtime_folder=runtime_folder,
         log_folder=logs.absolute(),
-        controller_options=flags.controller_options,
+        controller_options=(
+            "--jobs",
+            flags.jobs,
+            "--models-folder",
+            str((home_folder() / "models").absolute()),
+            *flags.controller_options,
+        ),
         gateways=gateways,
         gateway_doors=further_doors(door, gateways, listen),
         gateway_options=flags.gateway_options,

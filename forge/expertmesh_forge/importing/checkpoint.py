@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from expertmesh_forge.dense_model import Floats
 from expertmesh_forge.errors import BadWeights, SourceError, UnsupportedModel
 from expertmesh_forge.importing.config import CheckpointConfig, read_json
+from expertmesh_forge.importing.licensing import read_licence
 from expertmesh_forge.importing.shards import READ_DTYPES, StoredTensor, read_header, read_tensor
+from expertmesh_forge.importing.tokenizing import TextFiles, read_text_files
 
 __all__ = ["Checkpoint", "open_checkpoint"]
 
@@ -72,7 +74,7 @@ class Checkpoint:
         found = self.tensors[self.first((name,))]
         if found.shape != shape:
             raise BadWeights(
-                f"{found.file}: tensor {name} has shape {list(found.shape)}, the config asks for {list(shape)}"
+                f"{found.file}: tensor {found.name} has shape {list(found.shape)}, the config asks for {list(shape)}"
             )
         if found.dtype not in READ_DTYPES:
             raise UnsupportedModel(
@@ -80,6 +82,14 @@ class Checkpoint:
                 "Take the bf16 or fp16 form of this checkpoint"
             )
         return found
+
+    def texts(self, config: CheckpointConfig, vocabulary: int) -> TextFiles:
+        """What turns text into tokens; raises as `read_text_files` does."""
+        return read_text_files(self.folder, config, vocabulary)
+
+    def licence(self) -> str:
+        """Under which licence it says it is."""
+        return read_licence(self.folder)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

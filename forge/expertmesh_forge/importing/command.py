@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from expertmesh.channel import DEFAULT_ADDRESS
+from expertmesh.cli.connecting import Server, TlsFolder, Token, connect
+from expertmesh.errors import InvalidRequest
+from expertmesh_forge.importing.on_mesh import MeshImport, import_on_mesh
 from expertmesh_forge.progress import progress_bars
 
 if TYPE_CHECKING:
@@ -21,7 +25,9 @@ def import_model(
         Path, typer.Argument(help="Folder of a Hugging Face MoE checkpoint: config.json, safetensors.")
     ],
     *,
-    out: Annotated[Path, typer.Option(help="Folder of the new bundle; a bundle that is there is replaced at the end.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the new bundle; a bundle that is there is replaced at the end.")
+    ] = None,
     precisions: Annotated[str, typer.Option(help="Comma-separated: fp32, fp16, bf16, int8, int4.")] = "fp32,int4",
     name: Annotated[str | None, typer.Option(help="Name of the model; default: the folder's.")] = None,
     context_tokens: Annotated[
@@ -30,11 +36,24 @@ def import_model(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start over instead of going on with an interrupted import.")
     ] = False,
+    on_mesh: Annotated[
+        bool,
+        typer.Option("--on-mesh", help="As a job of a mesh; the folder is on its controller's machine."),
+    ] = False,
+    watch: Annotated[bool, typer.Option(help="With --on-mesh: follow the job until it has ended.")] = True,
+    server: Server = DEFAULT_ADDRESS,
+    token: Token = None,
+    tls: TlsFolder = None,
 ) -> None:
     """Write a Hugging Face mixture-of-experts checkpoint as a bundle, expert by expert and without torch.
 
     An interrupted import goes on where it ended when the same command runs again.
     """
+    if on_mesh:
+        asked = MeshImport(checkpoint, name or "", parse_precisions(precisions), context_tokens or 0, fresh=fresh)
+        return import_on_mesh(asked, out, connect(server, token, tls), watch=watch)
+    if out is None:
+        raise InvalidRequest("--out is missing: name the folder of the new bundle, or import with --on-mesh")
     # The toolchain's libraries take a second to import; --help need not wait for them.
     from expertmesh.cli.failures import INTERRUPTED  # noqa: PLC0415
     from expertmesh_forge.importing import importer  # noqa: PLC0415
@@ -48,10 +67,12 @@ def import_model(
             "interrupted: the same command goes on with the layers that are finished, --fresh starts over", err=True
         )
         raise typer.Exit(INTERRUPTED) from None
-    _say(out, done)
+    return _say(out, done)
 
 
 def _say(out: Path, done: Imported) -> None:
+    from expertmesh_forge.importing.resume import leftovers  # noqa: PLC0415
+
     manifest = done.manifest
     moe = [layer for layer in manifest.layers if layer.experts]
     experts = f"{sum(len(layer.experts) for layer in moe)} experts in {len(moe)} of {len(manifest.layers)} layers"
@@ -60,6 +81,8 @@ def _say(out: Path, done: Imported) -> None:
         typer.echo(f"went on with an earlier import: {done.resumed_steps} segments were finished")
     for note in done.notes:
         typer.echo(f"note: {note}")
+    for left in leftovers(out):
+        typer.echo(f"note: an import with other settings was not finished; delete {left} if it is not wanted")
 
 
 def parse_precisions(text: str) -> tuple[Precision, ...]:

@@ -18,15 +18,15 @@ from expertmesh_common.graphs.expert import ExpertShape
 from expertmesh_forge.bundling.writing import require_replaceable, swap_into_place
 from expertmesh_forge.errors import ForgeError, UnsupportedModel
 from expertmesh_forge.formats import encode_matrix
-from expertmesh_forge.importing.checkpoint import Checkpoint, open_checkpoint
+from expertmesh_forge.importing.checkpoint import Checkpoint
 from expertmesh_forge.importing.families import family_of
 from expertmesh_forge.importing.families.base import Family
-from expertmesh_forge.importing.licensing import read_licence
+from expertmesh_forge.importing.opening import open_source
 from expertmesh_forge.importing.outline import Outline, refuse_strangers
 from expertmesh_forge.importing.planning import ModelPlan, Weights
 from expertmesh_forge.importing.resume import Growing, growing
 from expertmesh_forge.importing.streaming import CheckpointWriter
-from expertmesh_forge.importing.tokenizing import TextFiles, read_text_files
+from expertmesh_forge.importing.tokenizing import TextFiles
 from expertmesh_forge.progress import Progress
 
 __all__ = ["ImportCancelled", "ImportRequest", "Imported", "OutOfSpace", "import_checkpoint"]
@@ -88,10 +88,10 @@ def import_checkpoint(
     """
     require_replaceable(request.folder)
     name = _checked_name(request)
-    checkpoint = open_checkpoint(request.source)
+    checkpoint = open_source(request.source)
     family = family_of(checkpoint.config)
     plan = family.plan(request.context_tokens)
-    texts = read_text_files(request.source, family.config, plan.vocabulary)
+    texts = checkpoint.texts(family.config, plan.vocabulary)
     _go_through(checkpoint, family, plan, request.precisions)
     key = _key(checkpoint, plan, request)
     with _room(request.folder), growing(request.folder, key, fresh=request.fresh) as grown:
@@ -169,7 +169,7 @@ def _manifest(name: str, checkpoint: Checkpoint, plan: ModelPlan, texts: TextFil
         name=name,
         family=plan.family,
         source=f"{checkpoint.folder.resolve().name} (config and layout sha256:{checkpoint.digest})",
-        licence=read_licence(checkpoint.folder),
+        licence=checkpoint.licence(),
         trunk=Trunk(
             hidden=plan.hidden,
             heads=plan.trunk.heads,
@@ -195,7 +195,9 @@ def _manifest(name: str, checkpoint: Checkpoint, plan: ModelPlan, texts: TextFil
 
 def _checked_name(request: ImportRequest) -> str:
     if request.name is None:
-        kept = re.sub(r"[^A-Za-z0-9._-]+", "-", request.source.resolve().name).strip("-._").lower()
+        kept = (
+            re.sub(r"[^A-Za-z0-9._-]+", "-", request.source.resolve().name.removesuffix(".gguf")).strip("-._").lower()
+        )
         return kept[:128] or "imported"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", request.name):
         raise UnsupportedModel(

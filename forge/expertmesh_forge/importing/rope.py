@@ -145,7 +145,8 @@ def _llama3(settings: RopeSettings, served: int) -> tuple[Floats, float]:
     low, high = scaling.number("low_freq_factor"), scaling.number("high_freq_factor")
     frequencies, factor = _plain(settings, served)
     turns = trained * frequencies / np.float32(2 * math.pi)
-    smooth = np.clip((turns - np.float32(low)) / np.float32(high - low), 0, 1)
+    # Where both limits are one, nothing lies between them.
+    smooth = np.clip((turns - np.float32(low)) / np.float32(high - low), 0, 1) if high > low else turns >= low
     stretched = frequencies / np.float32(settings.factor)
     return ((1 - smooth) * stretched + smooth * frequencies).astype(np.float32), factor
 

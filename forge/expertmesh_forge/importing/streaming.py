@@ -11,11 +11,11 @@ from expertmesh_common.bundle.blobs import BlobStore
 from expertmesh_common.bundle.parts import Expert, ExpertBlob, Graph, Layer, Precision, Segment
 from expertmesh_common.bundle.tensors import Array, read_views
 from expertmesh_common.graphs.expert import ExpertShape, resident_bytes
-from expertmesh_common.graphs.matrices import common_block, matrix_format
+from expertmesh_common.graphs.matrices import common_block
 from expertmesh_common.graphs.trunk import segment_graph
 from expertmesh_forge.bundling.tensor_files import put_tensors
-from expertmesh_forge.formats import encode_matrix
 from expertmesh_forge.importing.checkpoint import Checkpoint
+from expertmesh_forge.importing.encoding import encode_in_slabs
 from expertmesh_forge.importing.families.base import Family
 from expertmesh_forge.importing.planning import ExpertPieces, LayerPlan, ModelPlan, Weights
 from expertmesh_forge.importing.resume import Step
@@ -56,7 +56,8 @@ class CheckpointWriter:
     def _graph(self, index: int, weights: Weights, precision: Precision) -> Graph:
         tensors: dict[str, Array] = dict(weights.plain)
         for name, matrix in weights.matrices.items():
-            tensors |= encode_matrix(name, matrix, precision)
+            block = self._block(index) if name.startswith("shared_") else None
+            tensors |= encode_in_slabs(name, matrix, precision, block)
         blob = put_tensors(self.blobs, tensors)
         views = read_views(self.blobs.path(blob.digest))
         graph = segment_graph(self.plan.trunk, index, precision, views, blob.digest)
@@ -65,13 +66,13 @@ class CheckpointWriter:
     def _layer(self, index: int, plan: LayerPlan) -> Layer:
         if plan.gate is None:
             return Layer(index=index, kind="dense", shared_width=plan.shared_width, total_width=plan.total_width)
-        block = self.family.layer(self.source, index).below(*self.family.block)
-        gate = plan.gate.gate(put_tensors(self.blobs, self.family.router(block)))
+        part = self.family.layer(self.source, index).below(*self.family.block)
+        gate = plan.gate.gate(put_tensors(self.blobs, self.family.router(part)))
         # Nothing has been measured yet: every expert is as likely as another.
         frequency = min(1.0, gate.max_k / plan.experts)
         experts = []
         for number in range(plan.experts):
-            blobs = self._expert(self.family.expert(block, number), plan.expert_width)
+            blobs = self._expert(self.family.expert(part, number), index)
             experts.append(Expert(index=number, width=plan.expert_width, frequency=frequency, blobs=blobs))
             self.on_piece()
         return Layer(
@@ -79,16 +80,20 @@ class CheckpointWriter:
             experts=tuple(experts),
         )  # fmt: skip
 
-    def _expert(self, pieces: ExpertPieces, width: int) -> dict[Precision, ExpertBlob]:
+    def _block(self, index: int) -> int:
+        """Alike for shared and routed experts, so that a layer can be run as one product over all of them."""
+        plan = self.plan.layers[index]
+        return common_block(self.plan.hidden, plan.expert_width, plan.shared_width)
+
+    def _expert(self, pieces: ExpertPieces, index: int) -> dict[Precision, ExpertBlob]:
+        width, block = self.plan.layers[index].expert_width, self._block(index)
         gate_up = np.concatenate([pieces.gate, pieces.up])
         biases = _biases(pieces)
         blobs: dict[Precision, ExpertBlob] = {}
         for precision in self.precisions:
-            block = common_block(self.plan.hidden, width) if matrix_format(precision).step > 1 else None
-            matrices = (("gate_up", gate_up), ("down", pieces.down))
             tensors = dict(biases)
-            for name, matrix in matrices:
-                tensors |= encode_matrix(name, matrix, precision, block)
+            for name, matrix in (("gate_up", gate_up), ("down", pieces.down)):
+                tensors |= encode_in_slabs(name, matrix, precision, block)
             blob = put_tensors(self.blobs, tensors)
             shape = ExpertShape(self.plan.hidden, width, precision, self.plan.activation)
             resident = resident_bytes(shape, read_views(self.blobs.path(blob.digest)))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jinja2
 from tokenizers import Tokenizer
+from tokenizers.processors import Sequence, TemplateProcessing
 
 from expertmesh_forge.errors import SourceError
 from expertmesh_forge.importing.config import CheckpointConfig, read_json
@@ -41,17 +42,20 @@ def read_text_files(folder: Path, config: CheckpointConfig, vocabulary: int) -> 
 
     """
     tokenizer = _read_tokenizer(folder / "tokenizer.json")
+    about, generation = _optional(folder / "tokenizer_config.json"), _optional(folder / "generation_config.json")
     most = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if most >= vocabulary:
         raise SourceError(
             f"{folder / 'tokenizer.json'} has a token {most}, the model only {vocabulary} rows: "
             "they do not belong together; fetch both again"
         )
-    about, generation = _optional(folder / "tokenizer_config.json"), _optional(folder / "generation_config.json")
+    begin = next((one for one in _begin(tokenizer, about, config) if one < vocabulary), None)
+    if begin is not None and about.values.get("add_bos_token") is True:
+        _begin_texts_with(tokenizer, begin)
     return TextFiles(
         tokenizer_json=tokenizer.to_str(),
         chat_template=_chat_template(folder, about),
-        bos_id=next((one for one in _begin(tokenizer, about, config) if one < vocabulary), None),
+        bos_id=begin,
         eos_ids=tuple(one for one in _ends(tokenizer, about, generation, config) if one < vocabulary),
     )
 
@@ -101,6 +105,16 @@ def _begin(tokenizer: Tokenizer, about: CheckpointConfig, config: CheckpointConf
         return config.integers("bos_token_id")
     named = _named(tokenizer, about, "bos_token")
     return () if named is None else (named,)
+
+
+def _begin_texts_with(tokenizer: Tokenizer, begin: int) -> None:
+    """Some checkpoints leave it to the program that loads them to put the token before a text."""
+    if tokenizer.encode("a").ids[:1] == [begin]:
+        return
+    name = tokenizer.id_to_token(begin)
+    single = TemplateProcessing(single=f"{name} $A", pair=f"{name} $A {name}:1 $B:1", special_tokens=[(name, begin)])
+    before = tokenizer.post_processor
+    tokenizer.post_processor = single if before is None else Sequence([before, single])
 
 
 def _ends(

@@ -19,13 +19,17 @@ def job_worker(
     redis: Annotated[
         str, typer.Option(envvar="EXPERTMESH_STORE", help="The controller's store: a redis:// or unix:// URL.")
     ],
+    name: Annotated[str, typer.Option(help="What logs call it.")] = "job-worker",
 ) -> None:
     """Run background jobs of a mesh, one at a time.
 
     A controller starts one by itself; run more where its --store is a Redis that they reach.
     """
+    from expertmesh_forge.jobs.yielding import yield_to_serving  # noqa: PLC0415
+
+    yield_to_serving()  # before anything heavy is loaded
     from expertmesh_common.logs import setup_logs  # noqa: PLC0415
     from expertmesh_forge.jobs.worker import run_worker  # noqa: PLC0415 - Celery takes a second to load
 
     setup_logs()
-    raise typer.Exit(run_worker(redis))
+    raise typer.Exit(run_worker(redis, name))

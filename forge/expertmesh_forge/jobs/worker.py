@@ -8,11 +8,12 @@ import os
 import secrets
 import signal
 import socket
-from pathlib import Path
+import warnings
 from types import FrameType
 
 import psutil
 from celery import signals
+from celery.exceptions import SecurityWarning
 from celery.worker import state
 
 from expertmesh_forge.jobs.app import make_app
@@ -22,22 +23,19 @@ __all__ = ["run_worker"]
 
 log = logging.getLogger(__name__)
 
-NICENESS = 10
-OOM_SCORE = 500
 
-
-def run_worker(url: str) -> int:
+def run_worker(url: str, name: str) -> int:
     """Take tasks from the store at `url` until a signal; returns the exit code.
 
-    SIGTERM and SIGINT end it at once: tasks leave their finished steps on the disk whenever they end.
+    SIGTERM and SIGINT end it at once: tasks leave their finished steps on the disk whenever they end. `name` is how it
+    is called in logs; every start adds its own mark.
 
     Raises:
         InvalidInput: `url` is not one that jobs can use.
 
     """
-    _yield_to_serving()
     # A name for every start: a task that names another one has lost its worker.
-    name = f"job-worker-{os.getpid()}-{secrets.token_hex(3)}@{socket.gethostname()}"
+    name = f"{name}-{os.getpid()}-{secrets.token_hex(3)}@{socket.gethostname()}"
     started: list[object] = []
 
     def ready(**_: object) -> None:
@@ -48,6 +46,8 @@ def run_worker(url: str) -> int:
                 signal.signal(number, _end)
             log.info("job worker %s is ready", name)
 
+    # It warns root of what pickle can do; these tasks come as JSON.
+    warnings.simplefilter("ignore", SecurityWarning)
     signals.worker_ready.connect(ready, weak=False)
     signals.setup_logging.connect(_keep_logs, weak=False)
     worker = make_app(url).Worker(
@@ -71,10 +71,3 @@ def _end(_number: int, _frame: FrameType | None) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
     os._exit(0)
-
-
-def _yield_to_serving() -> None:
-    """Serving goes first on the cores, and if memory runs out this process is the one to go."""
-    os.nice(NICENESS)
-    with contextlib.suppress(OSError):  # other systems have no such file
-        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE), encoding="ascii")

@@ -9,6 +9,7 @@ from expertmesh_common.errors import InvalidInput, Precondition
 from expertmesh_controller.gateway.batching.forward import Forward
 from expertmesh_controller.gateway.batching.fused_forward import FusedForward
 from expertmesh_controller.gateway.batching.jobs import Facts, Job, Picked, Request, Ticket
+from expertmesh_controller.gateway.batching.picks import FOLD_ROWS, picks_of
 from expertmesh_controller.gateway.batching.stepping import Stepper
 from expertmesh_controller.gateway.batching.tally import Tally
 from expertmesh_controller.gateway.trunk.executor import Chunk, Work
@@ -59,9 +60,23 @@ def test_shares_and_counts_are_those_of_the_layered_way(bundle, fused) -> None:
     forward.run(a_prompt(), 1e9)
     np.testing.assert_allclose(forward.active, layered.active, rtol=1e-12)
     assert len(set(forward.active)) > 1, "rows that all pick alike would show nothing"
-    assert np.concatenate(forward.rows).sum() * tiny.EXPERT_WIDTH == pytest.approx(
-        (forward.active * 3 * layers[0].total_width - 3 * tiny.SHARED_WIDTH).sum()
-    )
+    routed = forward.active * 3 * layers[0].total_width - 3 * tiny.SHARED_WIDTH
+    assert sum(forward.picks.rows().values()) * tiny.EXPERT_WIDTH == pytest.approx(routed.sum())
+
+
+def test_the_rows_of_a_top_k_gate_are_counted_exactly_however_they_come_together(bundle) -> None:
+    gate = bundle.manifest.layers[0].gate.model_copy(update={"picker": "top_k", "max_k": 2})
+    layers = [layer.model_copy(update={"gate": gate}) for layer in bundle.manifest.layers]
+    picks, random = picks_of(layers), np.random.default_rng(1)
+    scores = random.standard_normal((FOLD_ROWS + 50, 3, 5)).astype(np.float32)
+    shares = np.concatenate([picks.take(part) for part in np.array_split(scores, 40)])
+    best = np.argsort(-scores[:, :, : tiny.EXPERTS], axis=2)[:, :, :2]
+    want = {
+        (layer, expert): int((best[:, layer] == expert).sum()) for layer in range(3) for expert in range(tiny.EXPERTS)
+    }
+    assert picks.rows() == want
+    assert picks.rows() == want, "asking counts nothing twice"
+    np.testing.assert_allclose(shares, (tiny.SHARED_WIDTH + 2 * tiny.EXPERT_WIDTH) / layers[0].total_width)
 
 
 def test_a_model_without_a_fused_form_is_refused_with_the_layer(bundle) -> None:

@@ -179,8 +179,8 @@ def test_a_frame_that_finds_no_lane_before_its_deadline_says_so(runtime, lanes):
 class Broken(Provider):
     """Its sessions compute while they are warmed up, then fail."""
 
-    def open(self, graph, weights_folder):
-        return FailingSession(super().open(graph, weights_folder))
+    def open(self, graph, weights_folder, **options):
+        return FailingSession(super().open(graph, weights_folder, **options))
 
 
 class FailingSession:

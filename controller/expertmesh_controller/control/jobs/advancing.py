@@ -35,10 +35,10 @@ class Company:
     anybody: bool
 
 
-def sent(job: Job, task_id: str) -> Job:
+def sent(job: Job, task_id: str, now_ms: int) -> Job:
     """The job with a new attempt on its way."""
     return job.model_copy(
-        update={"state": JobState.SENT, "task_id": task_id, "attempt": job.attempt + 1, "started_ms": 0}
+        update={"state": JobState.SENT, "task_id": task_id, "attempt": job.attempt + 1, "started_ms": now_ms}
     )
 
 
@@ -60,7 +60,8 @@ def advanced(job: Job, sight: Sight, company: Company, now_ms: int) -> Job:
     """The job after a look at its task; unchanged if there is nothing new."""
     match sight.state:
         case "done":
-            return _ended(job, JobState.DONE, now_ms, result=sight.result)
+            whole = job.progress and job.progress.model_copy(update={"done": job.progress.total})
+            return _ended(job, JobState.DONE, now_ms, result=sight.result).model_copy(update={"progress": whole})
         case "failed":
             return _ended(job, JobState.FAILED, now_ms, error=sight.words)
         case "cancelled":
@@ -73,18 +74,20 @@ def advanced(job: Job, sight: Sight, company: Company, now_ms: int) -> Job:
             return _waiting(job, company, now_ms)
 
 
-def interrupted(job: Job) -> Job:
+def interrupted(job: Job, now_ms: int) -> Job:
     """The job after its controller ended in order, and its worker with it: the next one goes on, nothing is counted."""
+    if job.state is JobState.CANCELLING:
+        return _ended(job, JobState.CANCELLED, now_ms)
     return _queued_again(job, job.attempt - 1, "interrupted by a restart of the controller; it goes on")
 
 
 def _running(job: Job, sight: Sight, company: Company, now_ms: int) -> Job:
     if company.silent_s >= SILENT_S:
         return _worker_died(job, "it ended without a word", now_ms)
-    state = JobState.RUNNING if job.state is JobState.SENT else job.state
-    return job.model_copy(
-        update={"state": state, "progress": sight.progress, "started_ms": job.started_ms or now_ms}
-    )
+    news: dict[str, object] = {"progress": sight.progress}
+    if job.state is JobState.SENT:
+        news |= {"state": JobState.RUNNING, "started_ms": now_ms}
+    return job.model_copy(update=news)
 
 
 def _waiting(job: Job, company: Company, now_ms: int) -> Job:

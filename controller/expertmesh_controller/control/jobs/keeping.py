@@ -9,36 +9,29 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING
 
 from expertmesh_common.clock import Clock
 from expertmesh_common.errors import Exhausted, Unavailable
-from expertmesh_common.jobs.wire import CANCELLED_KEY, NEWEST_BEAT_KEY, Beat, beat_key, decode_ids, encode_ids
+from expertmesh_common.jobs.wire import CANCELLED_KEY, decode_ids, encode_ids
 from expertmesh_controller.control.jobs.advancing import (
-    Company,
-    Sight,
     advanced,
     asked_to_end,
     interrupted,
     not_sent,
     sent,
 )
+from expertmesh_controller.control.jobs.beats import Beats
 from expertmesh_controller.control.jobs.record import JOBS_KEY, Job, JobsRecord, JobState
-from expertmesh_controller.control.jobs.tasks import Tasks
 from expertmesh_controller.control.store.base import Lease, Store
+
+if TYPE_CHECKING:
+    from expertmesh_controller.control.jobs.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
 MOST_WAITING = 100
 CANCELLED_KEPT = 50
-
-
-class Writing(Protocol):
-    """How the control loop lets its parts write to the store; see `ControlLoop.keep`."""
-
-    def __call__(self, key: str, value: bytes) -> Awaitable[None]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,29 +49,33 @@ class JobLimits:
 class JobKeeper:
     """`start`, `cancel` and `record` from the service; `run` until cancelled, then `settle`.
 
-    `names` are the tasks' names by kind of job. Whoever leads the control loop keeps the jobs; others only show them.
+    `keep` is how the control loop writes, `lease` its leave to do so: whoever leads keeps the jobs, others only show
+    them. `names` are the tasks' names by kind of job.
     """
 
     def __init__(
         self,
         store: Store,
         tasks: Tasks,
-        keep: Writing,
+        keep: Callable[[str, bytes], Awaitable[None]],
         lease: Callable[[], Lease | None],
+        *,
         clock: Clock,
         names: Mapping[str, str],
-        limits: JobLimits | None = None,
+        limits: JobLimits,
         wall_s: Callable[[], float] = time.time,
     ) -> None:
         self._store, self._tasks, self._write, self._lease = store, tasks, keep, lease
-        self._clock, self._names, self._limits, self._wall_s = clock, names, limits or JobLimits(), wall_s
+        self._clock, self._names, self._limits, self._wall_s = clock, names, limits, wall_s
+        self._beats = Beats(store, clock)
         self._record = JobsRecord()
         self._told_to_end: tuple[str, ...] = ()
         self._term: int | None = None
-        self._vouched: dict[str, float] = {}
         self._insisted_s = float("-inf")
         self._turn, self._wake, self._change = asyncio.Lock(), asyncio.Event(), asyncio.Event()
         self._gone = False
+        self.closed = False
+        """Nothing will change any more."""
 
     @property
     def record(self) -> JobsRecord:
@@ -132,7 +129,7 @@ class JobKeeper:
             Unavailable: the store is gone.
 
         """
-        return await self._store.get(NEWEST_BEAT_KEY) is not None
+        return await self._beats.anybody()
 
     async def run(self) -> None:
         """Keep jobs going until cancelled, through outages of the store."""
@@ -152,13 +149,22 @@ class JobKeeper:
                 async with asyncio.timeout(self._limits.look_s):
                     await self._wake.wait()
 
-    async def settle(self) -> None:
-        """After this controller's job worker was ended in order: what it was at goes on when one starts again."""
+    def close(self) -> None:
+        """Let those who wait for `changed` go."""
+        self.closed = True
+        self._show(self._record)
+
+    async def settle(self, own_workers: str) -> None:
+        """After the job worker whose names begin with `own_workers` was ended in order: its job goes on with the next.
+
+        Nothing is counted as a failed attempt.
+        """
         try:
             async with self._turn:
                 for job in self._record.with_workers():
-                    seen = advanced(job, await self._tasks.look(job.task_id), Company(0.0, anybody=False), self.now_ms())
-                    await self._keep(seen if seen.ended else interrupted(job))
+                    sight = await self._tasks.look(job.task_id)
+                    if sight.progress is not None and sight.progress.worker.startswith(own_workers):
+                        await self._keep(interrupted(job, self.now_ms()))
         except Unavailable as error:
             log.warning("jobs were not put back into the queue: %s", error)
 
@@ -171,12 +177,12 @@ class JobKeeper:
             return
         for job in self._record.with_workers():
             await self._look_after(job)
-        if (job := self._record.next_to_send()) is not None:
-            await self._send(job)
+        if (waiting := self._record.next_to_send()) is not None:
+            await self._send(waiting)
 
     async def _look_after(self, job: Job) -> None:
         sight = await self._tasks.look(job.task_id)
-        after = advanced(job, sight, await self._company(job, sight), self.now_ms())
+        after = advanced(job, sight, await self._beats.company(job.task_id, sight), self.now_ms())
         if after.state is JobState.QUEUED:  # whoever might still be at it must not go on beside the next attempt
             await self._tell_to_end(job.task_id)
             await self._tasks.terminate(job.task_id)
@@ -186,20 +192,6 @@ class JobKeeper:
         elif after != job:
             self._show(self._record.with_job(after))
         await self._insist(after)
-
-    async def _company(self, job: Job, sight: Sight) -> Company:
-        now_s, anybody = self._clock.monotonic(), await self.anybody()
-        worker = sight.progress.worker if sight.progress is not None else ""
-        if worker and await self._vouches(worker, job.task_id):
-            self._vouched[job.task_id] = now_s
-        return Company(now_s - self._vouched.setdefault(job.task_id, now_s), anybody)
-
-    async def _vouches(self, worker: str, task_id: str) -> bool:
-        data = await self._store.get(beat_key(worker))
-        try:
-            return data is not None and Beat.model_validate_json(data).running == task_id
-        except ValidationError:
-            return False
 
     async def _insist(self, job: Job) -> None:
         """Kill what does not end by itself."""
@@ -212,14 +204,14 @@ class JobKeeper:
 
     async def _send(self, job: Job) -> None:
         """The store first: a task that nobody remembers could run beside the next one."""
-        going = sent(job, uuid.uuid4().hex)
+        going = sent(job, uuid.uuid4().hex, self.now_ms())
         await self._keep(going)
         try:
             await self._tasks.send(going.task_id, self._names[going.kind], going.arguments)
         except Unavailable:
             await self._keep(not_sent(going, job.note))
             raise
-        self._vouched = {going.task_id: self._clock.monotonic()}
+        self._beats.begin(going.task_id)
 
     async def _tell_to_end(self, task_id: str) -> None:
         ids = (*self._told_to_end, task_id)[-CANCELLED_KEPT:]

@@ -19,7 +19,9 @@ Incoming = AsyncIterator[membership_pb2.WorkerMessage]
 class MembershipService(membership_pb2_grpc.MembershipServicer):
     """Hands messages to the registry and sends what it says. `epoch` is the newest one, told at welcome and pulse."""
 
-    def __init__(self, registry: Registry, version: str, settings: ControlSettings, epoch: Callable[[], Epoch]) -> None:
+    def __init__(
+        self, registry: Registry, version: str, settings: ControlSettings, epoch: Callable[[], tuple[Epoch, str]]
+    ) -> None:
         self._registry = registry
         self._version = version
         self._heartbeat_s = settings.heartbeat_s

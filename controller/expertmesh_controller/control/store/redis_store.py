@@ -10,12 +10,11 @@ import redis.asyncio
 import redis.exceptions
 
 from expertmesh_common.errors import Precondition, Unavailable
+from expertmesh_common.store_keys import STORE_PREFIX as PREFIX
 from expertmesh_controller.control.store.base import Lease, Store
 
 Answer = TypeVar("Answer")
 
-# One hash tag, so that scripts may touch several keys in a Redis cluster too.
-PREFIX = "{expertmesh}:"
 TIMEOUT_S = 1.0
 
 ACQUIRE = """

@@ -57,12 +57,18 @@ def openai_app(answering: Answering, security: Security, *, stall_s: float = STA
         web.post("/completions", door.completions),
         web.post("/chat/completions", door.chat),
     ])  # fmt: skip
+    app.on_cleanup.append(door.let_go)
     return app
 
 
 class _Door:
     def __init__(self, answering: Answering, stall_s: float) -> None:
         self._answering, self._stall_s, self._started = answering, stall_s, int(time.time())
+
+    async def let_go(self, _app: web.Application) -> None:
+        """Hold no model any more: aiohttp remembers handlers of applications that have ended, for its whole process."""
+        with contextlib.suppress(AttributeError):  # whoever stops a door may do it twice
+            del self._answering
 
     async def models(self, _request: web.Request) -> web.Response:
         listed = (await self._answering.list_models()).models

@@ -25,12 +25,17 @@ __all__ = ["FusedTrunk", "require_fusable"]
 
 def require_fusable(bundle: Bundle, precision: Precision) -> None:
     """Raise InvalidInput, naming the layer, if this model cannot run as one graph at this precision."""
+    what = f"{bundle.manifest.name} cannot be served with numerics `fast` at {precision}"
     for layer in bundle.manifest.layers:
         if not can_stack(layer, precision):
             gate = layer.gate
             how = "" if gate is None else f" (scorer {gate.scorer}, picker {gate.picker}, weighting {gate.weighting})"
-            what = f"{bundle.manifest.name} cannot be served with numerics `fast` at {precision}"
             raise InvalidInput(f"{what}: layer {layer.index} has no fused form{how}; use int4, or numerics `exact`")
+    kinds = {
+        (len(layer.experts), layer.gate.picker, layer.gate.max_k) for layer in bundle.manifest.layers if layer.gate
+    }
+    if len(kinds) > 1:
+        raise InvalidInput(f"{what}: its layers differ in experts or in how many are picked; use numerics `exact`")
 
 
 class FusedTrunk(Sequences):
@@ -84,7 +89,7 @@ class FusedTrunk(Sequences):
 
     def scores(self) -> Floats | None:
         """What the gates saw in the last step, float32 [rows, routed layers, experts]; None for a dense model."""
-        return None if self._scores is None else self._scores[: self._rows]
+        return None if self._scores is None else self._scores[: self._rows].reshape(self._rows, self._routed, -1)
 
     def chunk_logits(self, first: int, count: int) -> Floats:
         start = self._batch + first
@@ -111,6 +116,7 @@ class FusedTrunk(Sequences):
         limits = self.limits
         self._ids = np.zeros(rows, np.int64)
         self._residual, self._combined = (np.zeros((rows, limits.hidden), np.float32) for _ in range(2))
+        self._routed = sum(layer.gate is not None for layer in self._layers)
         self._scores: Floats | None = None
         for output in self._session.get_outputs():
             if output.name == "scores":

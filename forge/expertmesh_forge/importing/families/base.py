@@ -7,6 +7,7 @@ checkpoints hold them; rotary rows leave in half-rotated order.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -132,7 +133,7 @@ class Family(ABC):
             activation=self.activation,
             rope_base=settings.base,
             rope=read_rope(settings, served),
-            layers=tuple(self._layer_plan(layer) for layer in range(self.layers)),
+            layers=tuple(self._layer_plan(layer, served) for layer in range(self.layers)),
             notes=self.notes(served),
         )
 
@@ -148,8 +149,10 @@ class Family(ABC):
             return ()
         return (f"texts of up to {context_tokens} of {trained} tokens: {self.context_limit()[1]}",)
 
-    def _layer_plan(self, layer: int) -> LayerPlan:
+    def _layer_plan(self, layer: int, served_tokens: int) -> LayerPlan:
         attention = self.attention_shape(layer)
+        if attention.window >= served_tokens:
+            attention = replace(attention, window=0)  # it never hides anything
         if not self.is_moe(layer):
             return LayerPlan(attention, self.dense_width())
         experts, width = self.experts()

@@ -26,6 +26,10 @@ class _Deepseek(Family):
     def check(self) -> None:
         if self.config.flag("attention_bias"):
             raise self.unsupported("attention_bias", "latent attention has no biases in the trunk")
+        if self.config.has("moe_layer_freq") and self.config.integer("moe_layer_freq") != 1:
+            raise self.unsupported("moe_layer_freq other than 1", "every layer after the dense ones has experts")
+        if self.config.has("scoring_func") and self.config.text("scoring_func") != self.gate().scorer:
+            raise self.unsupported(f"scoring_func {self.config.text('scoring_func')!r}", f"{self.gate().scorer} is")
         if self.config.number("rms_norm_eps") != 1e-6:
             raise self.unsupported("rms_norm_eps other than 1e-6", "the norms inside its attention have 1e-6")
         self.latent = LatentShape(

@@ -69,7 +69,8 @@ class Llama4Text(Family):
         if any(turning) and self.config.has("attention_chunk_size"):
             # Within one chunk, chunked attention is plain attention.
             limits.append((self.config.size("attention_chunk_size"), "one chunk of its chunked attention"))
-        if not all(turning) and self.config.flag("attn_temperature_tuning"):
+        # The first checkpoints have a number here, which means yes.
+        if not all(turning) and bool(self.config.values["attn_temperature_tuning"]):
             limits.append((self.config.size("floor_scale") - 1, "up to where its attention has one temperature"))
         return min(limits)
 

@@ -82,6 +82,8 @@ def test_how_rows_choose_experts(checkpoint, family: str, changes: dict[str, obj
         ("mixtral", {"sliding_window": None}, [0, 0, 0]),
         ("qwen2_moe", {"layer_types": None, "max_window_layers": 2}, [12, 0, 0, 0]),
         ("qwen2_moe", {"use_sliding_window": False}, [0, 0, 0, 0]),
+        ("phimoe", {"sliding_window": 127}, [127, 127, 127]),
+        ("phimoe", {"sliding_window": 128}, [0, 0, 0]),
         ("gpt_oss", {"layer_types": None}, [10, 0, 10, 0]),
     ],
 )
@@ -98,6 +100,7 @@ def test_llama_4_is_served_as_far_as_it_is_exact(checkpoint) -> None:
     chunked = plan_of(folder, attn_temperature_tuning=False)
     assert chunked.context_tokens == 128
     assert chunked.notes == ("texts of up to 128 of 256 tokens: one chunk of its chunked attention",)
+    assert plan_of(folder, attn_temperature_tuning=4).context_tokens == 99
     assert plan_of(folder, attn_temperature_tuning=False, attention_chunk_size=None).notes == ()
     with pytest.raises(UnsupportedModel, match=r"100 tokens is too long: up to 99 are served"):
         plan_of(folder, 100)
@@ -131,6 +134,8 @@ REFUSED = [
     ("phimoe", {"num_experts_per_tok": 3}, "num_experts_per_tok other than 2"),
     ("deepseek_v2", {"topk_method": "noaux_tc"}, "topk_method 'noaux_tc'"),
     ("deepseek_v2", {"norm_topk_prob": True}, "norm_topk_prob"),
+    ("deepseek_v2", {"moe_layer_freq": 2}, "moe_layer_freq"),
+    ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func 'softmax'"),
     ("deepseek_v3", {"attention_bias": True}, "attention_bias"),
     ("deepseek_v3", {"rms_norm_eps": 1e-5}, "rms_norm_eps"),
     ("gpt_oss", {"swiglu_limit": 6.0}, "swiglu_limit 6.0"),

@@ -49,6 +49,21 @@ def test_what_begins_a_text_is_named_by_the_tokenizer(mixtral) -> None:
     assert texts_of(mixtral).bos_id is None
 
 
+@pytest.mark.parametrize("processor", [None, {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False}])
+def test_where_the_program_is_to_put_the_begin_it_is_put_once(mixtral, processor) -> None:
+    path = mixtral / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"post_processor": processor}))
+    plain = Tokenizer.from_file(str(path)).encode("hear").ids
+    say(mixtral, "tokenizer_config.json", bos_token="<|im_start|>", add_bos_token=True)
+
+    once = texts_of(mixtral).tokenizer_json
+    assert Tokenizer.from_str(once).encode("hear").ids == [tiny.IM_START, *plain]
+    assert Tokenizer.from_str(once).encode("hear", add_special_tokens=False).ids == plain
+
+    path.write_text(once)
+    assert Tokenizer.from_str(texts_of(mixtral).tokenizer_json).encode("hear").ids == [tiny.IM_START, *plain]
+
+
 def test_ends_beyond_the_models_rows_are_left_out(mixtral) -> None:
     say(mixtral, "generation_config.json", eos_token_id=[7, 1000])
 

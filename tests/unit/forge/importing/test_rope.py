@@ -32,6 +32,10 @@ SCALINGS = {
         "rope_type": "longrope", "short_factor": [1.0 + i / 9 for i in range(DIM // 2)],
         "long_factor": [2.0 + i for i in range(DIM // 2)], "original_max_position_embeddings": 512,
     },
+    "llama3 of llama 4": {
+        "rope_type": "llama3", "factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0,
+        "original_max_position_embeddings": 512,
+    },
     "llama3": {
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 512,

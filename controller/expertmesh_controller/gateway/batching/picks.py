@@ -1,0 +1,104 @@
+"""Which experts the gates inside a fused model picked, from the scores it hands out: for counters and shares.
+
+Decoding must not wait for it: what the shares of a row need is computed at once, the rest when somebody asks or when
+enough has come together for one pass.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expertmesh_common.bundle.manifest import Layer
+from expertmesh_controller.gateway.trunk.executor import Floats
+
+__all__ = ["Picks", "picks_of"]
+
+FOLD_ROWS = 256
+
+
+def picks_of(layers: Sequence[Layer]) -> Picks:
+    """The reader of these layers' scores; all routed layers have gates of one kind."""
+    gates = [layer.gate for layer in layers if layer.gate is not None]
+    return _Thresholds(layers) if gates and gates[0].picker == "threshold" else _TopK(layers)
+
+
+class Picks(ABC):
+    """Scores come as float32 [rows, routed layers, columns]; experts are the first columns.
+
+    Used by the engine's thread; `rows` may be asked for by any.
+    """
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        routed = [layer for layer in layers if layer.gate is not None]
+        self.layers = tuple(layer.index for layer in routed)
+        self.experts = len(routed[0].experts) if routed else 0
+        total = sum(layer.total_width for layer in layers)
+        self._shared = sum(layer.shared_width for layer in layers) / total
+        widths = [[expert.width for expert in layer.experts] for layer in routed]
+        self._shares = np.array(widths, np.float64).reshape(len(routed), self.experts) / total
+        self._rows = np.zeros(self._shares.shape, np.int64)
+
+    @abstractmethod
+    def take(self, scores: Floats) -> NDArray[np.float64]:
+        """Count a step; returns the share of feed-forward neurons that each row went through, float64 [rows]."""
+
+    def rows(self) -> dict[tuple[int, int], int]:
+        """Rows of each (layer, expert) since the start; experts without any are left out."""
+        counts = self._counted()
+        return {
+            (self.layers[at], int(expert)): int(counts[at, expert])
+            for at in range(len(self.layers))
+            for expert in np.flatnonzero(counts[at])
+        }
+
+    def _counted(self) -> NDArray[np.int64]:
+        return self._rows
+
+
+class _Thresholds(Picks):
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        super().__init__(layers)
+        found = [layer.gate.threshold for layer in layers if layer.gate is not None]
+        self._thresholds = np.array(found, np.float32)[:, np.newaxis]
+
+    def take(self, scores: Floats) -> NDArray[np.float64]:
+        picked = scores[:, :, : self.experts] >= self._thresholds
+        self._rows += picked.sum(axis=0)
+        shares: NDArray[np.float64] = picked.reshape(len(picked), -1) @ self._shares.ravel()
+        return shares + self._shared
+
+
+class _TopK(Picks):
+    """Every row goes through as many neurons, so scores may wait until there are enough of them."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        super().__init__(layers)
+        ks = [layer.gate.max_k for layer in layers if layer.gate is not None]
+        self._k = ks[0] if ks else 0
+        self._share = self._shared + self._k * float(self._shares[:, :1].sum())
+        self._waiting: list[Floats] = []
+        self._waiting_rows = 0
+
+    def take(self, scores: Floats) -> NDArray[np.float64]:
+        self._waiting.append(scores[:, :, : self.experts].copy())
+        self._waiting_rows += len(scores)
+        if self._waiting_rows >= FOLD_ROWS:
+            waiting, self._waiting, self._waiting_rows = self._waiting, [], 0
+            self._rows = self._rows + self._count(waiting)
+        return np.full(len(scores), self._share)
+
+    def _counted(self) -> NDArray[np.int64]:
+        rows, waiting = self._rows, list(self._waiting)
+        return rows + self._count(waiting) if waiting else rows
+
+    def _count(self, waiting: Sequence[Floats]) -> NDArray[np.int64]:
+        scores = np.concatenate(waiting)
+        if self._k >= self.experts:
+            return np.full(self._rows.shape, len(scores), np.int64)
+        best = np.argpartition(-scores, self._k - 1, axis=2)[:, :, : self._k]
+        at = best + self.experts * np.arange(len(self.layers))[:, np.newaxis]
+        return np.bincount(at.ravel(), minlength=self._rows.size).reshape(self._rows.shape)

@@ -1,0 +1,105 @@
+"""Background jobs of a controller: the service, its keeper, and the job worker beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc.aio
+
+from expertmesh_api.v1 import jobs_pb2_grpc
+from expertmesh_common.access.guard import Audit
+from expertmesh_common.clock import SystemClock
+from expertmesh_common.jobs.importing import IMPORT_MODEL
+from expertmesh_controller.control.jobs.keeping import JobKeeper, JobLimits
+from expertmesh_controller.control.jobs.service import SERVICE_NAME, JobsService
+from expertmesh_controller.control.loop import ControlLoop
+from expertmesh_controller.control.store.base import Store
+from expertmesh_controller.control.store.redis_store import RedisStore
+from expertmesh_controller.local.children import Child, ChildSpec
+from expertmesh_controller.local.restarts import RestartPolicy
+from expertmesh_controller.settings import ControllerSettings, data_folder
+
+if TYPE_CHECKING:
+    from expertmesh_controller.control.jobs.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+NAMES = {"import_model": IMPORT_MODEL}
+OFF = (
+    "no job worker runs, because this controller was started with --jobs off: start one on the same store with "
+    "`expertmesh job-worker --redis URL`, or the controller without --jobs off"
+)
+STOP_S = 5.0
+LIMITS = JobLimits()
+_SECRETS = ("EXPERTMESH_TOKEN", "EXPERTMESH_JOIN_TOKEN")
+
+
+class Jobs:
+    """`add_to` a server, `start` once it serves, `stop` while the store is there."""
+
+    SERVICE = SERVICE_NAME
+
+    def __init__(self, settings: ControllerSettings, store: Store, loop: ControlLoop, audit: Audit) -> None:
+        models_folder = settings.models_folder or data_folder(settings) / "models"
+        self._name = f"job-worker-{secrets.token_hex(4)}"
+        self._worker: Child | None = None
+        self._tasks: Tasks | None = None
+        self._keeper: JobKeeper | None = None
+        self._running: asyncio.Task[None] | None = None
+        if isinstance(store, RedisStore):
+            from expertmesh_controller.control.jobs.tasks import Tasks  # noqa: PLC0415 - Celery is slow to load
+
+            self._tasks = Tasks(store.url)
+            lead = loop.leadership
+            self._keeper = JobKeeper(
+                store, self._tasks, loop.keep, lambda: lead.lease, clock=SystemClock(), names=NAMES, limits=LIMITS
+            )
+            if settings.jobs == "on":
+                spec = _worker_spec(self._name, store.url, data_folder(settings))
+                self._worker = Child(spec, SystemClock(), log.warning, lambda: None, RestartPolicy(give_up=1000))
+        self._service = JobsService(self._keeper, models_folder.absolute(), audit, self._why_not)
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        jobs_pb2_grpc.add_JobsServicer_to_server(self._service, server)
+
+    async def start(self) -> None:
+        """Start the job worker, if there shall be one, and go on with the jobs of the store."""
+        if self._worker is not None:
+            await self._worker.start()
+        if self._keeper is not None:
+            self._running = asyncio.create_task(self._keeper.run(), name="jobs")
+
+    async def stop(self) -> None:
+        """End the job worker; the job that it was at goes on when a controller starts again."""
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
+        if self._keeper is not None:
+            self._keeper.close()
+        if self._worker is not None and self._worker.started:
+            await self._worker.stop(STOP_S)
+            if self._keeper is not None:
+                await self._keeper.settle(self._name)
+        if self._tasks is not None:
+            await self._tasks.close()
+
+    def _why_not(self) -> str:
+        """Why no job worker will come by itself."""
+        if self._worker is None:
+            return OFF
+        if self._worker.started and self._worker.keeper.done():
+            return f"the job worker cannot be kept running: {self._worker.last_words()}"
+        return ""
+
+
+def _worker_spec(name: str, url: str, folder: Path) -> ChildSpec:
+    """The store's URL may hold a password, and anybody can read arguments: it goes through the environment."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+    environment = {**kept, "EXPERTMESH_STORE": url, "PYTHONUNBUFFERED": "1"}
+    return ChildSpec("job worker", ("job-worker", "--name", name), environment, folder / "job-worker.log")

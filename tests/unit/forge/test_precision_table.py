@@ -1,0 +1,48 @@
+"""What precisions cost is measured on the weights that a bundle would hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from expertmesh_forge.dense_forward import dense_states, logits
+from expertmesh_forge.gguf_file import GgufFile
+from expertmesh_forge.gguf_reader import read_model
+from expertmesh_forge.measuring import PerplexityRatio
+from expertmesh_forge.precision_table import Measured, Row, publish_precisions, with_precision
+from models.tiny_gguf import write_gguf
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return read_model(GgufFile(write_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf")))
+
+
+def test_fewer_bits_move_the_logits_further(model):
+    tokens = np.random.default_rng(0).integers(0, 256, (1, 40))
+    exact = logits(model, dense_states(model, tokens)[0])
+
+    def error(precision, block=0):
+        kept = with_precision(model, precision, block)
+        return np.abs(logits(kept, dense_states(kept, tokens)[0]) - exact).mean()
+
+    assert error("fp32") == 0
+    assert 0 < error("fp16") < error("bf16") < error("int4", 32) < error("int4", 128)
+    assert error("int8", 32) < error("int4", 32) / 4
+
+
+def test_the_embedding_is_kept(model):
+    assert with_precision(model, "int4", 32).embedding is model.embedding
+
+
+def test_the_page_has_a_line_for_every_row(tmp_path):
+    rows = (
+        Row("fp32", 0, 4.0, PerplexityRatio(1.0, 1.0, 1.0)),
+        Row("int4", 128, 0.53, PerplexityRatio(1.0812, 1.0701, 1.0923)),
+    )
+
+    page = publish_precisions(Measured("m.gguf", 12.34, 6, 3072, "abc", rows), tmp_path / "docs").read_text()
+
+    assert "| fp32 | - | 4.00 | 1.0000 [1.0000, 1.0000] |" in page
+    assert "| int4 | 128 | 0.53 | 1.0812 [1.0701, 1.0923] |" in page
+    assert "3,072 held-out tokens in 6 documents" in page.replace("\n", " ")
