@@ -71,10 +71,12 @@ def make_engine(
     return Engine(trunk, Forward(trunk, plane, bundle.manifest.layers, 10.0), clock, slots)
 
 
-def make_fast_engine(bundle: Bundle, precision: str, threads: int) -> Engine:
+def make_fast_engine(
+    bundle: Bundle, precision: str, threads: int, *, slots: int = 4, context_tokens: int = 1024
+) -> Engine:
     """The engine over one graph, as `numerics: fast` serves it."""
-    trunk = FusedTrunk(bundle, precision, slots=4, context_tokens=1024, chunk_tokens=256, threads=threads)
-    return Engine(trunk, FusedForward(trunk, bundle.manifest.layers), SystemClock(), 4)
+    trunk = FusedTrunk(bundle, precision, slots=slots, context_tokens=context_tokens, chunk_tokens=256, threads=threads)
+    return Engine(trunk, FusedForward(trunk, bundle.manifest.layers), SystemClock(), slots)
 
 
 async def engine_turn(engine: Engine, ids: list[int], count: int) -> tuple[float, list[int]]:

@@ -1,4 +1,4 @@
-"""What every test shares: a temporary folder of the session for processes that are killed before they can clean up."""
+"""What every test shares: a temporary folder for processes that are killed, and compiled modules for all that start."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from threadpoolctl import threadpool_limits
+
+COMPILED = Path(__file__).parents[1] / "build" / "pycache"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,3 +26,19 @@ def _temporary_files_of_killed_processes() -> Iterator[None]:
     else:
         os.environ["TMPDIR"] = before
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _modules_are_compiled_once() -> Iterator[None]:
+    """Tests start hundreds of processes; each would compile every module where the environment forbids to keep them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPYCACHEPREFIX", str(COMPILED))
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _oracles_take_one_core() -> Iterator[None]:
+    """Their matrices are small; threads that wait for each other on busy cores take many times as long."""
+    with threadpool_limits(1, "blas"):
+        yield

@@ -1,4 +1,4 @@
-"""This project's engine in one process, every expert local: what a gateway runs below its doors."""
+"""This project's engine in one process with numerics `fast`: what a gateway runs below its doors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from bench_decode import all_local, make_engine
+from bench_decode import make_fast_engine
 from serving import WARM_TOKENS, Prompts, serve
 from threadpoolctl import threadpool_limits
 
@@ -26,8 +26,7 @@ class Ours:
         threadpool_limits(threads)
         bundle = Bundle(folder)
         (precision,) = bundle.manifest.precisions
-        plane = all_local(bundle, precision)
-        self.engine = make_engine(bundle, precision, plane, threads, slots=SLOTS, context_tokens=CONTEXT_TOKENS)
+        self.engine = make_fast_engine(bundle, precision, threads, slots=SLOTS, context_tokens=CONTEXT_TOKENS)
         self.about: dict[str, object] = {
             "version": version("expertmesh"),
             "onnxruntime": version("onnxruntime"),

@@ -154,11 +154,18 @@ class AsyncClient:
         sla: SlaTarget | None = None,
         budget_share: float = 1.0,
         slots: int = 0,
+        numerics: str = "",
         deadline_s: float | None = None,
     ) -> ModelStatus:
         """Serve one more model; returns when its trunk is loaded, its experts follow (`wait_ready`)."""
         request = operating.serve_request(
-            path, name=name, precision=precision, sla=sla, budget_share=budget_share, slots=slots
+            path,
+            name=name,
+            precision=precision,
+            sla=sla,
+            budget_share=budget_share,
+            slots=slots,
+            numerics=numerics,
         )
         return operating.model_status((await self._unary(calls.SERVE_MODEL, request, deadline_s)).model)
 

@@ -37,6 +37,7 @@ class Attempts:
         self._deadline = now() + deadline_s
         self._failures = 0
         self._refusal: ExpertmeshError | None = None
+        self._reason: ExpertmeshError | None = None
 
     def next(self, so_far: str = "") -> tuple[int, float]:
         """(place of the address to ask, seconds that it may take); `so_far` says in an error what has arrived.
@@ -47,12 +48,13 @@ class Attempts:
         """
         remaining_s = self._deadline - self._now()
         if remaining_s <= 0:
-            raise DeadlineExceeded(f"no complete answer within deadline_s={self._deadline_s:g}{so_far}")
+            raise self._too_late(f"no complete answer within deadline_s={self._deadline_s:g}{so_far}")
         return self._way.next(), remaining_s
 
     def worked(self) -> None:
         """Something arrived."""
         self._failures = 0
+        self._reason = None
         self._way.worked()
 
     def failed(self, error: ExpertmeshError, *, started: bool = False, repeatable: bool = True) -> float:
@@ -78,5 +80,10 @@ class Attempts:
         delay_s = resume_delay_s(self._policy, error, failure)
         if delay_s is None:
             # What a gateway said counts more than that another one could not be reached to say the same.
-            raise self._refusal or error
+            raise self._refusal or (self._too_late(str(error)) if isinstance(error, DeadlineExceeded) else error)
+        self._reason = error
         return delay_s
+
+    def _too_late(self, says: str) -> DeadlineExceeded:
+        """With what was said before: that the time is up explains nothing."""
+        return DeadlineExceeded(says if self._reason is None else f"{says}; before that: {self._reason}")

@@ -187,11 +187,13 @@ class Client:
         sla: SlaTarget | None = None,
         budget_share: float = 1.0,
         slots: int = 0,
+        numerics: str = "",
         deadline_s: float | None = None,
     ) -> ModelStatus:
         """Serve one more model; returns when its trunk is loaded, its experts follow (`wait_ready`).
 
-        `path` is the bundle's folder on the controller's machine. `name`, `precision` and `slots` default to the
+        `path` is the bundle's folder on the controller's machine. `name`, `precision`, `numerics` ("exact", or "fast":
+        gateways hold the whole model as one graph, without workers) and `slots` default to the
         bundle's name and the controller's settings. `budget_share` (0 to 1) bounds what its experts may take of all
         workers' budgets. Serving what is served already, the same way, changes nothing.
 
@@ -202,7 +204,13 @@ class Client:
 
         """
         request = operating.serve_request(
-            path, name=name, precision=precision, sla=sla, budget_share=budget_share, slots=slots
+            path,
+            name=name,
+            precision=precision,
+            sla=sla,
+            budget_share=budget_share,
+            slots=slots,
+            numerics=numerics,
         )
         return operating.model_status(self._unary(calls.SERVE_MODEL, request, deadline_s).model)
 

@@ -53,7 +53,8 @@ class ModelStatus:
     "failed" with `error` when a restarted controller could not load it again. `budget_share` bounds its part of all
     workers' budgets; `missing_bytes` are resident bytes of experts for which there is no room (in that share).
     `resident_bytes` belong to `instances` copies of `experts`. `ttft_p95_ms` and `token_p95_ms` were seen over the
-    target's window, 0 without answers in it; `targets` judges them, empty where nothing was promised.
+    target's window, 0 without answers in it; `targets` judges them, empty where nothing was promised. With `numerics`
+    "fast" gateways hold the whole model, so no worker has copies.
     """
 
     name: str
@@ -73,10 +74,18 @@ class ModelStatus:
     token_p95_ms: float = 0.0
     error: str = ""
     targets: tuple[TargetState, ...] = ()
+    numerics: str = "exact"
 
 
 def serve_request(
-    path: str | Path, *, name: str, precision: str, sla: SlaTarget | None, budget_share: float, slots: int
+    path: str | Path,
+    *,
+    name: str,
+    precision: str,
+    sla: SlaTarget | None,
+    budget_share: float,
+    slots: int,
+    numerics: str,
 ) -> operations_pb2.ServeModelRequest:
     """The request of `serve_model`.
 
@@ -92,6 +101,7 @@ def serve_request(
             sla=None if sla is None else _sla_message(sla),
             budget_share=budget_share,
             slots=slots,
+            numerics=numerics,
         )
     except (TypeError, ValueError) as error:
         raise InvalidRequest(f"serve_model: {error}") from error
@@ -133,6 +143,7 @@ def model_status(message: operations_pb2.ModelStatus) -> ModelStatus:
         token_p95_ms=message.token_p95_ms,
         error=message.error,
         targets=_targets(message),
+        numerics=message.numerics or "exact",
     )
 
 

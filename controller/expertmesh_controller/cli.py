@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +24,13 @@ Token = Annotated[
     str | None, typer.Option("--token", envvar="EXPERTMESH_TOKEN", help="What every caller must present.")
 ]
 Transport = Annotated[str | None, typer.Option("--transport", help="Expert channel: auto, grpc, unix or tcp.")]
-Precision = Annotated[str | None, typer.Option("--precision", help="fp32 (default) or int4.")]
+Precision = Annotated[
+    str | None, typer.Option("--precision", help="fp32 (default), fp16, bf16, int8 or int4; what the bundle has.")
+]
+Numerics = Annotated[
+    str | None,
+    typer.Option("--numerics", help="exact (default), or fast: the gateway holds the whole model as one graph."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -47,6 +54,7 @@ def controller(
     jobs: Annotated[str | None, typer.Option(help="on (default) or off: a job worker beside the controller.")] = None,
     models_folder: Annotated[Path | None, typer.Option(help="Where imports on the mesh leave their bundles.")] = None,
     precision: Precision = None,
+    numerics: Numerics = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the trunk; 1 by default.")] = None,
     slots: Annotated[int | None, typer.Option(help="Answers in progress at once; 16 by default.")] = None,
     context: Annotated[int | None, typer.Option(help="Tokens of prompt and answer; 2048 by default.")] = None,
@@ -74,6 +82,7 @@ def controller(
         "threads": threads, "slots": slots, "context_tokens": context, "prefill_chunk_tokens": prefill_chunk,
         "transport": transport, "data": data, "expected_workers": expected_workers, "http_listen": http_listen,
         "metrics_listen": metrics_listen, "otlp": otlp, "jobs": jobs, "models_folder": models_folder,
+        "numerics": numerics,
     }  # fmt: skip
     setup_logs()
     run(read_settings(flags, os.environ, config))
@@ -82,7 +91,9 @@ def controller(
 def up(
     *,
     model: Models = None,
-    workers: Annotated[int, typer.Option(min=1, help="Worker processes on this machine.")] = 3,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Worker processes on this machine; 0 only with --numerics fast.")
+    ] = 3,
     gateways: Annotated[
         int, typer.Option(min=1, max=8, help="Gateways; those after the first are processes of their own.")
     ] = 1,
@@ -96,6 +107,7 @@ def up(
         float, typer.Option(min=0.01, max=1.0, help="Each worker's memory, as a share of all experts.")
     ] = 0.6,
     precision: Precision = None,
+    numerics: Numerics = None,
     transport: Transport = None,
     token: Token = None,
     secure: Annotated[bool, typer.Option("--secure", help="Mutual TLS with a CA made here, and tokens.")] = False,
@@ -117,16 +129,21 @@ def up(
     from expertmesh_controller.local.asking import UpFlags, up_request  # noqa: PLC0415 - quick --help
     from expertmesh_controller.local.up import up as run_up  # noqa: PLC0415
 
-    given = {"--threads": threads, "--slots": slots}
+    shared = _options({"--threads": threads, "--slots": slots})
     # Anybody can read arguments, and the URL of a store may hold its password.
     environment = dict(os.environ) if store is None else {**os.environ, "EXPERTMESH_STORE": store}
-    options = tuple(part for name, value in given.items() if value is not None for part in (name, str(value)))
     flags = UpFlags(
         tuple(model or ()), workers, budget_share, listen or f"{host}:{port}", precision or "fp32", transport or "auto",
-        token, secure, tls, cache, logs, options, gateways=gateways, http_port=http_port,
-        gateway_options=options, jobs=jobs,
+        token, secure, tls, cache, logs, (*shared, *_options({"--numerics": numerics})),
+        gateways=gateways, http_port=http_port,
+        gateway_options=shared, jobs=jobs, numerics=numerics or "exact",
     )  # fmt: skip
     # Sockets and other temporary files of all processes live and die in one folder.
     with tempfile.TemporaryDirectory(prefix="expertmesh-", dir=socket_root(), ignore_cleanup_errors=True) as folder:
         request = up_request(flags, Path(folder))
         asyncio.run(run_up(request, environment, Console(stderr=True, highlight=False, soft_wrap=True), ready_file))
+
+
+def _options(given: Mapping[str, object]) -> tuple[str, ...]:
+    """Flags that were given, as arguments of a child."""
+    return tuple(part for name, value in given.items() if value is not None for part in (name, str(value)))

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import secrets
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,8 @@ from expertmesh_api.v1 import jobs_pb2_grpc
 from expertmesh_common.access.guard import Audit
 from expertmesh_common.clock import SystemClock
 from expertmesh_common.jobs.importing import IMPORT_MODEL
-from expertmesh_controller.control.jobs.keeping import JobKeeper, JobLimits
+from expertmesh_controller.control.jobs.keeping import JobKeeper
+from expertmesh_controller.control.jobs.limits import JobLimits
 from expertmesh_controller.control.jobs.service import SERVICE_NAME, JobsService
 from expertmesh_controller.control.loop import ControlLoop
 from expertmesh_controller.control.store.base import Store
@@ -34,6 +36,12 @@ OFF = (
     "no job worker runs, because this controller was started with --jobs off: start one on the same store with "
     "`expertmesh job-worker --redis URL`, or the controller without --jobs off"
 )
+IN_MEMORY = (
+    "this controller keeps its state in memory (--store memory), and background jobs need one that outlives a process: "
+    "start it with --store embedded (the default) or a redis:// URL"
+)
+NOT_INSTALLED = "background jobs need Celery, which is not installed: pip install 'expertmesh[jobs]'"
+LOG = "job-worker.log"
 STOP_S = 5.0
 LIMITS = JobLimits()
 _SECRETS = ("EXPERTMESH_TOKEN", "EXPERTMESH_JOIN_TOKEN")
@@ -47,11 +55,13 @@ class Jobs:
     def __init__(self, settings: ControllerSettings, store: Store, loop: ControlLoop, audit: Audit) -> None:
         models_folder = settings.models_folder or data_folder(settings) / "models"
         self._name = f"job-worker-{secrets.token_hex(4)}"
+        self._on_redis = isinstance(store, RedisStore)
+        self._no_worker = OFF
         self._worker: Child | None = None
         self._tasks: Tasks | None = None
         self._keeper: JobKeeper | None = None
         self._running: asyncio.Task[None] | None = None
-        if isinstance(store, RedisStore):
+        if isinstance(store, RedisStore) and find_spec("celery") is not None:
             from expertmesh_controller.control.jobs.tasks import Tasks  # noqa: PLC0415 - Celery is slow to load
 
             self._tasks = Tasks(store.url)
@@ -60,8 +70,7 @@ class Jobs:
                 store, self._tasks, loop.keep, lambda: lead.lease, clock=SystemClock(), names=NAMES, limits=LIMITS
             )
             if settings.jobs == "on":
-                spec = _worker_spec(self._name, store.url, data_folder(settings))
-                self._worker = Child(spec, SystemClock(), log.warning, lambda: None, RestartPolicy(give_up=1000))
+                self._worker = self._beside(store.url, data_folder(settings))
         self._service = JobsService(self._keeper, models_folder.absolute(), audit, self._why_not)
 
     def add_to(self, server: grpc.aio.Server) -> None:
@@ -88,10 +97,24 @@ class Jobs:
         if self._tasks is not None:
             await self._tasks.close()
 
+    def _beside(self, url: str, folder: Path) -> Child | None:
+        """The job worker, unless it could not even say what is wrong with it: serving matters more."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / LOG).open("ab").close()
+        except OSError as error:
+            self._no_worker = f"no job worker runs: {folder / LOG} cannot be written ({error.strerror}); see --data"
+            log.warning("%s", self._no_worker)
+            return None
+        spec = _worker_spec(self._name, url, folder)
+        return Child(spec, SystemClock(), log.warning, lambda: None, RestartPolicy(give_up=1000))
+
     def _why_not(self) -> str:
-        """Why no job worker will come by itself."""
+        """Why there are no jobs, or no job worker comes by itself; "" if one does."""
+        if self._keeper is None:
+            return NOT_INSTALLED if self._on_redis else IN_MEMORY
         if self._worker is None:
-            return OFF
+            return self._no_worker
         if self._worker.started and self._worker.keeper.done():
             return f"the job worker cannot be kept running: {self._worker.last_words()}"
         return ""
@@ -99,7 +122,6 @@ class Jobs:
 
 def _worker_spec(name: str, url: str, folder: Path) -> ChildSpec:
     """The store's URL may hold a password, and anybody can read arguments: it goes through the environment."""
-    folder.mkdir(parents=True, exist_ok=True)
     kept = {name: value for name, value in os.environ.items() if name not in _SECRETS}
     environment = {**kept, "EXPERTMESH_STORE": url, "PYTHONUNBUFFERED": "1"}
-    return ChildSpec("job worker", ("job-worker", "--name", name), environment, folder / "job-worker.log")
+    return ChildSpec("job worker", ("job-worker", "--name", name), environment, folder / LOG)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from expertmesh_common.bundle.manifest import Precision
+from expertmesh_common.bundle.manifest import Numerics, Precision
 from expertmesh_common.errors import InvalidInput
 from expertmesh_controller.cluster.models import ModelSpec, SlaTarget
 
@@ -37,11 +37,12 @@ class ModelSettings(BaseModel):
     name: str = ""
     path: Path
     precision: Precision | None = None
+    numerics: Numerics | None = None
     slots: Annotated[int | None, Field(ge=1, le=1024)] = None
     budget_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     sla: SlaSettings = SlaSettings()
 
-    def spec(self, precision: Precision, slots: int) -> ModelSpec:
+    def spec(self, precision: Precision, slots: int, numerics: Numerics = "exact") -> ModelSpec:
         """What gateway and control loop are told; an empty name is the bundle's own."""
         return ModelSpec(
             self.name,
@@ -50,6 +51,7 @@ class ModelSettings(BaseModel):
             self.slots or slots,
             self.budget_share,
             SlaTarget(**self.sla.model_dump()),
+            self.numerics or numerics,
         )
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from expertmesh.local_access import home_folder
-from expertmesh_common.bundle.manifest import Precision
+from expertmesh_common.bundle.manifest import Numerics, Precision
 from expertmesh_common.errors import InvalidInput
 from expertmesh_controller.model_settings import ENVIRONMENT_SEPARATOR, ModelSettings, with_models
 
@@ -48,6 +48,8 @@ class ControllerSettings(BaseModel):
     """Where background imports leave their bundles; None is `models` in the data folder."""
     precision: Precision = "fp32"
     """Of trunk and experts, for models that say nothing else; fp32 equals the dense reference."""
+    numerics: Numerics = "exact"
+    """For models that say nothing else; `fast` runs a whole model as one graph in each gateway, without workers."""
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Of each trunk. More than the free cores makes every token slower."""
     slots: Annotated[int, Field(ge=1, le=1024)] = 16

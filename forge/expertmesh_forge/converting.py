@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from expertmesh_common.bundle.manifest import Calibration, Manifest, Precision
@@ -19,11 +20,15 @@ from expertmesh_forge.carve.settings import CarveSettings, check_settings
 from expertmesh_forge.dense_forward import dense_states
 from expertmesh_forge.dense_source import open_dense
 from expertmesh_forge.gguf_tokenizer import ChatSettings
+from expertmesh_forge.input_energy import input_energy
 from expertmesh_forge.measuring import perplexity_ratio, window_losses
 from expertmesh_forge.texts.sources import load_split
 from expertmesh_forge.texts.windows import TextWindows, cut_windows
 
 __all__ = ["ConvertRequest", "Progress", "convert"]
+
+# Mean squares settle long before regressions do.
+_ENERGY_WINDOWS = 6
 
 # (stage, steps done, steps in all)
 Progress = Callable[[str, int, int], None]
@@ -56,6 +61,8 @@ def convert(request: ConvertRequest, on_progress: Progress = lambda _stage, _don
     carved = carve_model(
         model, calibration.tokens, request.carve, lambda done, total: on_progress("carve", done, total)
     )
+    if "int4" in request.precisions:
+        carved = replace(carved, energy=input_energy(model, _spread(calibration.tokens, _ENERGY_WINDOWS)))
     measured = _measure(carved, calibration, held_out, on_progress)
     labels = BundleLabels(
         name=request.name or source.name,
@@ -66,6 +73,11 @@ def convert(request: ConvertRequest, on_progress: Progress = lambda _stage, _don
         calibration=measured,
     )
     return write_bundle(carved, labels, request.folder, lambda done, total: on_progress("write", done, total))
+
+
+def _spread(windows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """At most `count` windows from all over."""
+    return windows[:: max(1, -(-len(windows) // count))]
 
 
 def _texts(request: ConvertRequest, tokenizer: Tokenizer, chat: ChatSettings) -> tuple[TextWindows, TextWindows | None]:

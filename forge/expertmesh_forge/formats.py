@@ -19,11 +19,14 @@ _HALVES: Mapping[str, np.dtype[np.generic]] = {"fp16": np.dtype(np.float16), "bf
 _BYTES_PER_INT8_BLOCK = frozenset(BLOCKS)  # int4 blocks have half as many: 64 and 16
 
 
-def encode_matrix(name: str, weights: Floats, precision: Precision, block: int | None = None) -> dict[str, Array]:
+def encode_matrix(
+    name: str, weights: Floats, precision: Precision, block: int | None = None, importance: Floats | None = None
+) -> dict[str, Array]:
     """The tensors of a matrix float32 [out, in] at `precision`, by their names in the file.
 
     `block` is 128 or 32 and for int8 and int4 only; by default 128 where `in` divides by it. Give both matrices of an
     expert the `common_block` of their inner sizes: a layer can only be run as one operator if its blocks are alike.
+    `importance` float32 [in] is the mean square of the matrix's inputs; int4 looks for scales that hurt them least.
 
     Raises:
         UnsupportedModel: `in` is not a multiple of the block.
@@ -34,8 +37,11 @@ def encode_matrix(name: str, weights: Floats, precision: Precision, block: int |
         return {name: np.ascontiguousarray(weights.T)}
     if precision in _HALVES:
         return {name: _halved(name, weights, precision)}
-    quantise = quantise_int8 if precision == "int8" else quantise_int4
-    codes, scales = quantise(weights, block or common_block(weights.shape[1]))
+    block = block or common_block(weights.shape[1])
+    if precision == "int8":
+        codes, scales = quantise_int8(weights, block)
+    else:
+        codes, scales = quantise_int4(weights, block, importance)
     return {f"{name}_q": codes, f"{name}_s": scales}
 
 

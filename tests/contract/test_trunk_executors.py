@@ -1,4 +1,4 @@
-"""What every way of running a trunk must do, with the experts outside or inside. A new implementation joins by one more line in `EXECUTORS`."""
+"""What every way of running a trunk must do, experts outside or inside. A new one joins by a line in `EXECUTORS`."""
 
 import numpy as np
 import pytest

@@ -82,7 +82,9 @@ def _gain(name: str) -> float:
 def _layer_shapes(number: int) -> dict[str, tuple[int, ...]]:
     at = f"model.layers.{number}"
     rows = {"q": HEADS * HEAD_DIM, "k": KV_HEADS * HEAD_DIM, "v": KV_HEADS * HEAD_DIM}
-    shapes: dict[str, tuple[int, ...]] = {f"{at}.self_attn.{n}_proj.weight": (count, HIDDEN) for n, count in rows.items()}
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{at}.self_attn.{n}_proj.weight": (count, HIDDEN) for n, count in rows.items()
+    }
     shapes[f"{at}.self_attn.o_proj.weight"] = (HIDDEN, HEADS * HEAD_DIM)
     shapes |= {f"{at}.self_attn.{name}_norm.weight": (HEAD_DIM,) for name in "qk"}
     shapes |= {f"{at}.{name}_layernorm.weight": (HIDDEN,) for name in ("input", "post_attention")}

@@ -127,6 +127,6 @@ def _add_tokenizer(writer: gguf.GGUFWriter) -> None:
     writer.add_token_list(tokens)
     writer.add_token_types([3 if token in control else 1 for token in tokens])
     writer.add_token_merges(merges)
-    writer.add_eos_token_id(tiny_bundle.EOS)
+    writer.add_eos_token_id(tiny_bundle.IM_END)
     writer.add_add_bos_token(False)
     writer.add_chat_template(tiny_bundle.CHAT_TEMPLATE)

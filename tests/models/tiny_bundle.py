@@ -43,6 +43,8 @@ CHAT_TEMPLATE = (
 )
 
 Tensors = dict[str, np.ndarray]
+Past = tuple[np.ndarray, np.ndarray]
+"""Keys and values float32 [key-value heads, tokens, head size] of one layer."""
 
 
 def make_tiny_bundle(folder: Path, seed: int = 0) -> Path:
@@ -110,36 +112,63 @@ def tokenizer_json() -> bytes:
     return json.dumps(document, ensure_ascii=False).encode()
 
 
+class Dense:
+    """The whole model over one sequence, every expert in place; int4 weights are dequantised."""
+
+    def __init__(self, bundle: Bundle, precision: str = "fp32") -> None:
+        manifest = bundle.manifest
+        trunk = [_read(bundle, segment.graphs[precision].weights, precision) for segment in manifest.trunk.segments]
+        self._blocks, self._head = trunk[:-1], trunk[-1]
+        self._routed = [Routed(bundle, layer, precision) for layer in manifest.layers]
+        self._past: list[Past | None] = [None] * len(self._blocks)
+
+    def read_in(self, ids: list[int]) -> np.ndarray:
+        """Logits float32 [tokens, vocabulary] of `ids`, which come after all that was read in before."""
+        state = self._blocks[0]["embed"][np.asarray(ids)]
+        for index, (tensors, routed) in enumerate(zip(self._blocks, self._routed, strict=True)):
+            mixed, self._past[index] = _mixed(tensors, _norm(state, tensors["attn_norm"]), self._past[index])
+            state = state + mixed
+            rows = _norm(state, tensors["ffn_norm"])
+            state = state + _swiglu(rows, tensors["shared_gate_up"], tensors["shared_down"])
+            state = state + routed.add(rows)
+        return _norm(state, self._head["final_norm"]) @ self._head["lm_head"]
+
+
+class Routed:
+    """The routed experts of one layer, in memory."""
+
+    def __init__(self, bundle: Bundle, layer: Layer, precision: str) -> None:
+        self._gate, self._threshold = read_tensors(bundle.path(layer.gate.weights)), layer.gate.threshold
+        self._experts = {e.index: _read(bundle, e.blobs[precision], precision) for e in layer.experts}
+
+    def add(self, rows: np.ndarray) -> np.ndarray:
+        """What they add to `rows` float32 [T, hidden], each row through its own experts."""
+        picked = rows @ self._gate["router"] + self._gate["bias"] >= self._threshold
+        total = np.zeros_like(rows)
+        for index, tensors in self._experts.items():
+            mine = picked[:, index]
+            total[mine] += _swiglu(rows[mine], tensors["gate_up"], tensors["down"])
+        return total
+
+
 def dense_logits(bundle: Bundle, ids: list[int], precision: str = "fp32") -> np.ndarray:
-    """Logits float32 [tokens, vocabulary] of one sequence, every expert in place; int4 weights are dequantised."""
-    trunk = [_read(bundle, segment.graphs[precision].weights, precision) for segment in bundle.manifest.trunk.segments]
-    state = trunk[0]["embed"][np.asarray(ids)]
-    for tensors, layer in zip(trunk[:-1], bundle.manifest.layers, strict=True):
-        state = state + _attention(tensors, _norm(state, tensors["attn_norm"]))
-        rows = _norm(state, tensors["ffn_norm"])
-        state = state + _swiglu(rows, tensors["shared_gate_up"], tensors["shared_down"])
-        state = state + routed_rows(bundle, layer, rows, precision)
-    return _norm(state, trunk[-1]["final_norm"]) @ trunk[-1]["lm_head"]
+    """Logits float32 [tokens, vocabulary] of one whole sequence."""
+    return Dense(bundle, precision).read_in(ids)
 
 
 def routed_rows(bundle: Bundle, layer: Layer, rows: np.ndarray, precision: str = "fp32") -> np.ndarray:
     """What the routed experts of `layer` add to `rows` float32 [T, hidden], each row through its own experts."""
-    gate = read_tensors(bundle.path(layer.gate.weights))
-    picked = rows @ gate["router"] + gate["bias"] >= layer.gate.threshold
-    total = np.zeros_like(rows)
-    for expert in layer.experts:
-        tensors = _read(bundle, expert.blobs[precision], precision)
-        mine = picked[:, expert.index]
-        total[mine] += _swiglu(rows[mine], tensors["gate_up"], tensors["down"])
-    return total
+    return Routed(bundle, layer, precision).add(rows)
 
 
 def greedy_ids(bundle: Bundle, prompt: list[int], count: int, precision: str = "fp32") -> list[int]:
-    """`count` greedy tokens after `prompt`, by running the oracle over the whole sequence each time."""
-    ids = list(prompt)
+    """`count` greedy tokens after `prompt`."""
+    dense, ids = Dense(bundle, precision), list[int]()
+    read = list(prompt)
     for _ in range(count):
-        ids.append(int(dense_logits(bundle, ids, precision)[-1].argmax()))
-    return ids[len(prompt) :]
+        read = [int(dense.read_in(read)[-1].argmax())]
+        ids += read
+    return ids
 
 
 def quantise(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -253,18 +282,26 @@ def _swiglu(rows: np.ndarray, gate_up: np.ndarray, down: np.ndarray) -> np.ndarr
 
 
 def _attention(tensors: Tensors, rows: np.ndarray) -> np.ndarray:
-    tokens = len(rows)
+    return _mixed(tensors, rows, None)[0]
+
+
+def _mixed(tensors: Tensors, rows: np.ndarray, past: Past | None) -> tuple[np.ndarray, Past]:
+    """Attention of `rows` to the rows of `past` and to those of their own that are not later; and both as past."""
+    tokens, before = len(rows), 0 if past is None else past[0].shape[1]
     heads = (rows @ tensors["qkv"]).reshape(tokens, HEADS + 2 * KV_HEADS, HEAD_DIM).transpose(1, 0, 2)
-    angles = np.outer(np.arange(tokens), ROPE_BASE ** (-np.arange(0, HEAD_DIM, 2) / HEAD_DIM))
+    angles = np.outer(before + np.arange(tokens), ROPE_BASE ** (-np.arange(0, HEAD_DIM, 2) / HEAD_DIM))
     query, key = (_rotate(h, angles) for h in (heads[:HEADS], heads[HEADS : HEADS + KV_HEADS]))
     value = heads[HEADS + KV_HEADS :]
+    if past is not None:
+        key, value = (np.concatenate(both, axis=1) for both in zip(past, (key, value), strict=True))
+    later = np.triu(np.full((tokens, before + tokens), -np.inf), before + 1)
     mixed = np.empty((HEADS, tokens, HEAD_DIM), np.float32)
     for head in range(HEADS):
         shared = head * KV_HEADS // HEADS
-        scores = query[head] @ key[shared].T / np.sqrt(HEAD_DIM) + np.triu(np.full((tokens, tokens), -np.inf), 1)
+        scores = query[head] @ key[shared].T / np.sqrt(HEAD_DIM) + later
         weights = np.exp(scores - scores.max(1, keepdims=True))
         mixed[head] = weights / weights.sum(1, keepdims=True) @ value[shared]
-    return mixed.transpose(1, 0, 2).reshape(tokens, -1) @ tensors["o"]
+    return mixed.transpose(1, 0, 2).reshape(tokens, -1) @ tensors["o"], (key, value)
 
 
 def _rotate(heads: np.ndarray, angles: np.ndarray) -> np.ndarray:

@@ -73,6 +73,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "model inspect": ("expertmesh model inspect my-bundle", "expertmesh model inspect my-bundle --json"),
     "model verify": ("expertmesh model verify my-bundle", "expertmesh model verify my-bundle --json"),
     "model curve": ("expertmesh model curve llama.gguf --shares 0.9,0.75",),
+    "model precisions": ("expertmesh model precisions llama.gguf --held-out 4",),
 }
 
 

@@ -52,7 +52,7 @@ def experts(
     if as_json:
         return print_json(found)
     if not found:
-        sys.stdout.write("no model is served, so there are no experts\n")
+        sys.stdout.write("no worker has experts to hold: no model is served, or gateways hold them whole\n")
     screen = console()
     for heat_map in heat_maps(found, by.value):
         show(screen, heat_map)

@@ -63,7 +63,10 @@ def serve(
     path: Annotated[str, typer.Argument(help="Folder of the bundle, on the controller's machine.")],
     *,
     name: Annotated[str, typer.Option(help="What requests call it; default: the bundle's name.")] = "",
-    precision: Annotated[str, typer.Option(help="fp32 or int4; default: the controller's.")] = "",
+    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, int8 or int4; default: the controller's.")] = "",
+    numerics: Annotated[
+        str, typer.Option(help="exact, or fast: gateways hold the whole model; default: the controller's.")
+    ] = "",
     budget_share: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Most that its experts may take of all workers' budgets.")
     ] = 1.0,
@@ -84,7 +87,13 @@ def serve(
     sla = SlaTarget(ttft_p95_ms, token_p95_ms) if ttft_p95_ms or token_p95_ms else None
     with connect(server, token, tls, deadline_s=deadline_s) as client:
         served = client.serve_model(
-            Path(path).absolute(), name=name, precision=precision, sla=sla, budget_share=budget_share, slots=slots
+            Path(path).absolute(),
+            name=name,
+            precision=precision,
+            sla=sla,
+            budget_share=budget_share,
+            slots=slots,
+            numerics=numerics,
         )
         if wait:
             served = _settled(client, served, deadline_s)
@@ -144,9 +153,13 @@ def unserve(
     return None
 
 
+def _how(model: ModelStatus) -> str:
+    return model.precision if model.numerics == "exact" else f"{model.precision} {model.numerics}"
+
+
 def _row(model: ModelStatus) -> tuple[object, ...]:
     return (
-        model.name, model.state, model.precision, model.experts, model.instances, megabytes(model.resident_bytes),
+        model.name, model.state, _how(model), model.experts, model.instances, megabytes(model.resident_bytes),
         megabytes(model.missing_bytes), f"{100 * model.budget_share:.0f} %", model.requests,
         targets_word(model),
     )  # fmt: skip

@@ -114,6 +114,8 @@ def _missing_models(models: Sequence[ModelState]) -> Iterator[str]:
 
 
 def _missing_room(seen: Seen) -> Iterator[str]:
+    if seen.models and not seen.experts:
+        return  # gateways hold every model whole
     if not seen.nodes:
         yield "no worker has joined: `expertmesh worker --join HOST:PORT --token ...` on any machine"
         return

@@ -1,10 +1,11 @@
 """The routed experts of a layer as nodes of one graph, for layers whose experts all lie in this process.
 
-Two kinds. A top-k gate over int4 experts is the runtime's QMoE operator, which computes the picked experts only. A
-threshold gate, which picks most experts for most rows, is a dense product over all of them whose neurons are masked by
-the gate's decision: more arithmetic, but the fewest and largest products.
+Two kinds. A top-k gate over int4 or int8 experts is the runtime's QMoE operator, which computes the picked experts
+only. A threshold gate, which picks most experts for most rows, is a dense product over all of them whose neurons are
+masked by the gate's decision: more arithmetic, but the fewest and largest products.
 
 Weights are stacked in memory from the experts' own blobs; the tensors that a block declares are handed to the session.
+Those of fp16 and bf16 become float32 as they are stacked, as they do in the session of an expert of its own.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ __all__ = ["Stacked", "can_stack", "stack"]
 
 ROWS, COMBINED = "rows", "routed"
 _CONTRIB = "com.microsoft"
+_BITS: Mapping[Precision, int] = {"int8": 8, "int4": 4}
+"""Of the codes of the precisions that have some; the others are plain matrices."""
 _ACTIVATIONS: Mapping[Activation, Mapping[str, float]] = {
     "swiglu": {"activation_alpha": 1.0, "activation_beta": 0.0},
     "clamped-swiglu": {"activation_alpha": 1.702, "activation_beta": 1.0, "swiglu_limit": 7.0},
@@ -48,10 +51,10 @@ def can_stack(layer: Layer, precision: Precision) -> bool:
         return True
     if gate.picker == "threshold":
         whole = gate.min_k == 0 and gate.max_k >= len(layer.experts)
-        return whole and (gate.scorer, gate.weighting) == ("linear", "one") and precision in {"fp32", "int4"}
+        return whole and (gate.scorer, gate.weighting) == ("linear", "one")
     plain = gate.groups is None and gate.weight_on == "output"
     known = (gate.scorer, gate.weighting) in _IMPLICIT | _EXPLICIT
-    return precision == "int4" and plain and known and len({e.width for e in layer.experts}) == 1
+    return precision in _BITS and plain and known and len({e.width for e in layer.experts}) == 1
 
 
 def stack(
@@ -71,7 +74,7 @@ def stack(
     assert layer.gate is not None, "dense layers have no block"
     if layer.gate.picker == "threshold":
         return _masked(layer.gate, precision, router, experts, _shared(trunk))
-    return _picked(layer.gate, activation, router, experts)
+    return _picked(layer.gate, _BITS[precision], activation, router, experts)
 
 
 @dataclass(slots=True)
@@ -110,26 +113,26 @@ class _Nodes:
         flat = self.constant("flat", (-1, router["router"].shape[1]))
         return self.add("Reshape", (product, flat), "scores")
 
-    def matmul(self, left: str, name: str, parts: Mapping[str, Array], out: str) -> str:
+    def matmul(self, left: str, name: str, parts: Mapping[str, Array], bits: int | None, out: str) -> str:
         """A product with a matrix in either of the two forms that `_concatenated` gives."""
-        if name in parts:
+        if bits is None:
             return self.add("MatMul", (left, self.value(name, parts[name])), out)
         codes, scales = parts[f"{name}_q"], parts[f"{name}_s"]
-        columns, blocks, half = codes.shape
+        columns, blocks, _ = codes.shape
+        block = _block_size(codes, bits)
         inputs = (left, self.value(f"{name}_q", codes), self.value(f"{name}_s", scales))
         return self.add(
             "MatMulNBits", inputs, out, domain=_CONTRIB,
-            K=blocks * half * 2, N=columns, bits=4, block_size=half * 2, accuracy_level=4,
+            K=blocks * block, N=columns, bits=bits, block_size=block, accuracy_level=4,
         )  # fmt: skip
 
 
 def _picked(
-    gate: Gate, activation: Activation, router: Mapping[str, Array], experts: Sequence[Mapping[str, Array]]
+    gate: Gate, bits: int, activation: Activation, router: Mapping[str, Array], experts: Sequence[Mapping[str, Array]]
 ) -> Stacked:
     graph = _Nodes()
     scores = graph.logits(router)
     probabilities, weights = _explicit(graph, gate, router, scores)
-    block_size = 2 * experts[0]["gate_up_q"].shape[2]
     inputs = [
         ROWS, probabilities,
         graph.value("gate_up_q", np.stack([_flat(_interleaved(e["gate_up_q"])) for e in experts])),
@@ -144,7 +147,8 @@ def _picked(
         inputs.pop()
     graph.add(
         "QMoE", inputs, COMBINED if gate.scale == 1.0 else "unscaled", domain=_CONTRIB,
-        k=gate.max_k, activation_type="swiglu", swiglu_fusion=1, block_size=block_size, expert_weight_bits=4,
+        k=gate.max_k, activation_type="swiglu", swiglu_fusion=1, expert_weight_bits=bits,
+        block_size=_block_size(experts[0]["gate_up_q"], bits),
         normalize_routing_weights=int(not weights or gate.weighting == "normalised"), accuracy_level=4,
         **_ACTIVATIONS[activation],
     )  # fmt: skip
@@ -173,10 +177,11 @@ def _masked(
 ) -> Stacked:
     """Shared experts are one more expert, the last, which every row picks: its score is beyond any threshold."""
     graph, experts = _Nodes(), [*routed, *shared]
-    parts, widths = _concatenated(experts, precision), [_width(e, precision) for e in experts]
+    bits = _BITS.get(precision)
+    parts, widths = _concatenated(experts, bits), [_width(e, bits) for e in experts]
     weights, bias = np.pad(router["router"], ((0, 0), (0, len(shared)))), np.pad(router["bias"], (0, len(shared)))
     bias[len(routed) :] = np.finfo(np.float32).max
-    graph.matmul(ROWS, "gate_up", parts, "both")
+    graph.matmul(ROWS, "gate_up", parts, bits, "both")
     graph.add("Split", ("both",), "gate", "up", axis=-1, num_outputs=2)
     graph.add("QuickGelu", ("gate",), "silu", domain=_CONTRIB, alpha=1.0)
     graph.add("Mul", ("silu", "up"), "active")
@@ -187,7 +192,7 @@ def _masked(
     mask = graph.add("Cast", (picked,), "mask", to=TensorProto.FLOAT)
     owners = graph.value("owners", np.repeat(np.eye(len(experts), dtype=np.float32), widths, axis=1))
     neurons = graph.add("MatMul", (mask, owners), "neurons")
-    graph.matmul(graph.add("Mul", ("active", neurons), "kept"), "down", parts, COMBINED)
+    graph.matmul(graph.add("Mul", ("active", neurons), "kept"), "down", parts, bits, COMBINED)
     flat = graph.add("Reshape", (scores, graph.constant("flat", (-1, len(experts)))), "scores")
     return graph.stacked(flat, len(experts), includes_shared=bool(shared))
 
@@ -198,12 +203,12 @@ def _shared(trunk: Mapping[str, Array]) -> list[Mapping[str, Array]]:
     return [found] if found else []
 
 
-def _concatenated(experts: Sequence[Mapping[str, Array]], precision: Precision) -> dict[str, Array]:
-    """All experts as one: gate columns of all, then up columns of all, and down rows."""
-    if precision == "fp32":
-        halves = [np.split(e["gate_up"], 2, axis=1) for e in experts]
+def _concatenated(experts: Sequence[Mapping[str, Array]], bits: int | None) -> dict[str, Array]:
+    """All experts as one: gate columns of all, then up columns of all, and down rows; without codes in float32."""
+    if bits is None:
+        halves = [np.split(e["gate_up"].astype(np.float32), 2, axis=1) for e in experts]
         both = np.concatenate([h[0] for h in halves] + [h[1] for h in halves], axis=1)
-        return {"gate_up": both, "down": np.concatenate([e["down"] for e in experts], axis=0)}
+        return {"gate_up": both, "down": np.concatenate([e["down"].astype(np.float32) for e in experts], axis=0)}
     found: dict[str, Array] = {}
     for suffix in ("_q", "_s"):
         halves = [np.split(e[f"gate_up{suffix}"], 2, axis=0) for e in experts]
@@ -212,8 +217,13 @@ def _concatenated(experts: Sequence[Mapping[str, Array]], precision: Precision) 
     return found
 
 
-def _width(expert: Mapping[str, Array], precision: Precision) -> int:
-    return int(expert["gate_up"].shape[1] if precision == "fp32" else expert["gate_up_s"].shape[0]) // 2
+def _width(expert: Mapping[str, Array], bits: int | None) -> int:
+    return int(expert["gate_up"].shape[1] if bits is None else expert["gate_up_s"].shape[0]) // 2
+
+
+def _block_size(codes: Array, bits: int) -> int:
+    """Values that share a scale, of codes [columns, blocks, bytes]."""
+    return int(codes.shape[2]) * 8 // bits
 
 
 def _interleaved(rows: Array) -> Array:

@@ -19,6 +19,7 @@ class ServedBundle:
     precision: str
     manifest_digest: str
     manifest_bytes: int
+    numerics: str = "exact"
 
     def to_proto(self) -> routes_pb2.ServedBundle:
         return routes_pb2.ServedBundle(
@@ -26,11 +27,13 @@ class ServedBundle:
             precision=self.precision,
             manifest_digest=self.manifest_digest,
             manifest_bytes=self.manifest_bytes,
+            numerics=self.numerics,
         )
 
     @staticmethod
     def from_proto(message: routes_pb2.ServedBundle) -> ServedBundle:
-        return ServedBundle(message.model, message.precision, message.manifest_digest, message.manifest_bytes)
+        size, numerics = message.manifest_bytes, message.numerics or "exact"
+        return ServedBundle(message.model, message.precision, message.manifest_digest, size, numerics)
 
 
 @dataclass(frozen=True, slots=True, order=True)

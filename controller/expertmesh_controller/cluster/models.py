@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from expertmesh_common.bundle.manifest import Precision
+from expertmesh_common.bundle.manifest import PRECISIONS, Numerics, Precision
 from expertmesh_common.errors import InvalidInput
 
-__all__ = ["ModelSpec", "SlaTarget", "checked"]
+__all__ = ["NUMERICS", "PRECISIONS", "ModelSpec", "SlaTarget", "checked"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-PRECISIONS: tuple[Precision, ...] = ("fp32", "int4")
+NUMERICS: tuple[Numerics, ...] = ("exact", "fast")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,8 @@ class SlaTarget:
 class ModelSpec:
     """A bundle to serve under `name`, everything at `precision`.
 
-    `budget_share` is the most that its experts may take of all workers' budgets; `slots` answers run at once.
+    `budget_share` is the most that its experts may take of all workers' budgets; `slots` answers run at once. With
+    numerics `fast` every gateway holds the whole model as one graph, and workers none of it.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ModelSpec:
     slots: int
     budget_share: float = 1.0
     sla: SlaTarget = field(default_factory=SlaTarget)
+    numerics: Numerics = "exact"
 
     def to_document(self) -> dict[str, Any]:
         """As a JSON value."""
@@ -73,6 +75,8 @@ def checked(spec: ModelSpec) -> ModelSpec:
         raise InvalidInput(f"name {spec.name[:40]!r} must be 1 to 128 letters, digits and any of '._-', no sign first")
     if spec.precision not in PRECISIONS:
         raise InvalidInput(f"precision {spec.precision!r} does not exist: allowed are {', '.join(PRECISIONS)}")
+    if spec.numerics not in NUMERICS:
+        raise InvalidInput(f"numerics {spec.numerics!r} does not exist: allowed are {', '.join(NUMERICS)}")
     if not 1 <= spec.slots <= 1024:
         raise InvalidInput(f"slots is {spec.slots}: allowed are 1 to 1024")
     if not 0 < spec.budget_share <= 1:

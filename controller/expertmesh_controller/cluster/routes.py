@@ -86,21 +86,34 @@ class InstanceRoute:
         return (self.layer, self.index)
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Lack:
+    """A model, and the resident bytes of its experts for which no worker has room."""
+
+    model: str
+    missing_bytes: int
+
+
 @dataclass(frozen=True)
 class RouteTable:
     """Live workers and their instances as of `epoch`; every instance's worker is in `workers`.
 
-    `incarnation` names the store that counts the epochs.
+    `incarnation` names the store that counts the epochs; `lacks` has no model whose experts all have room.
     """
 
     epoch: Epoch = Epoch()
     workers: tuple[WorkerRoute, ...] = ()
     instances: tuple[InstanceRoute, ...] = ()
     incarnation: str = ""
+    lacks: tuple[Lack, ...] = ()
 
     @cached_property
     def by_worker_id(self) -> Mapping[str, WorkerRoute]:
         return {w.worker_id: w for w in self.workers}
+
+    def missing_bytes(self, model: str) -> int:
+        """Resident bytes of the model's experts for which no worker has room."""
+        return sum(lack.missing_bytes for lack in self.lacks if lack.model == model)
 
     def replicas(self, model: str) -> dict[ExpertAt, tuple[str, ...]]:
         """The worker ids that hold each expert of `model`, sorted."""
@@ -131,6 +144,7 @@ class RouteTable:
                 for i in self.instances
             ],
             incarnation=self.incarnation,
+            lacks=[routes_pb2.Lack(model=lack.model, missing_bytes=lack.missing_bytes) for lack in self.lacks],
         )
 
     @staticmethod
@@ -151,7 +165,8 @@ class RouteTable:
             for i in message.instances
             if i.worker < len(workers)
         )
-        return RouteTable(Epoch.from_proto(message.epoch), workers, instances, message.incarnation)
+        lacks = tuple(Lack(lack.model, lack.missing_bytes) for lack in message.lacks)
+        return RouteTable(Epoch.from_proto(message.epoch), workers, instances, message.incarnation, lacks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,4 +54,5 @@ class BundleBlobs(BlobStore):
 def offered(model: ServedModel) -> ServedBundle:
     """What a gateway is told about a model."""
     manifest = model.bundle.folder / MANIFEST_NAME
-    return ServedBundle(model.name, model.precision, file_digest(manifest), manifest.stat().st_size)
+    size = manifest.stat().st_size
+    return ServedBundle(model.name, model.precision, file_digest(manifest), size, model.numerics)

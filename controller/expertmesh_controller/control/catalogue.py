@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from expertmesh_api.v1 import common_pb2, membership_pb2
 from expertmesh_common.bundle.blobs import Bundle
-from expertmesh_common.bundle.manifest import Precision
+from expertmesh_common.bundle.manifest import Numerics, Precision
 from expertmesh_common.errors import InvalidInput
 
 
@@ -38,12 +38,13 @@ class ModelLimits:
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A bundle that is served under `name` with all experts at `precision`, inside `limits`."""
+    """A bundle that is served under `name` with all experts at `precision`, inside `limits` where workers hold them."""
 
     name: str
     bundle: Bundle
     precision: Precision
     limits: ModelLimits = field(default_factory=ModelLimits)
+    numerics: Numerics = "exact"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,9 @@ def _entries(model: ServedModel) -> dict[ExpertKey, CatalogueEntry]:
         raise InvalidInput(
             f"bundle {manifest.name!r} has no {model.precision} experts; it has {', '.join(manifest.precisions)}"
         )
-    entries = {}
+    entries: dict[ExpertKey, CatalogueEntry] = {}
+    if model.numerics == "fast":  # its gateways hold it whole
+        return entries
     for layer in manifest.layers:
         for expert in layer.experts:
             blob = expert.blobs[model.precision]

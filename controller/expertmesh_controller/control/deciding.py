@@ -27,6 +27,7 @@ from expertmesh_controller.control.settling import settled
 from expertmesh_controller.control.store.base import Lease, Store
 from expertmesh_controller.control.world import (
     in_flight,
+    lacks_of,
     needs_of,
     observe,
     order_of,
@@ -101,7 +102,7 @@ class Decider:
         planned_for = (demand, *planning_inputs(rooms, self._registry.cluster))
         target = self._new_plan(rooms, demand) if planned_for != self._planned_for or self.plan is None else self.plan
         steps = self._steps(target, now)
-        table = self._table_after(steps)
+        table = self._table_after(steps, target)
         if target is not self.plan or table is not None:
             epoch = table.epoch if table is not None else self._epoch
             cluster = self._registry.cluster
@@ -181,13 +182,15 @@ class Decider:
         self._draining = {p: d for p, d in self._draining.items() if d.until is None or d.until > now}
         return {place: drain.until for place, drain in self._draining.items()}
 
-    def _table_after(self, steps: list[Step]) -> RouteTable | None:
+    def _table_after(self, steps: list[Step], target: Plan) -> RouteTable | None:
         """The next table, if anything in it differs from the one that is published."""
-        table = table_of(self._epoch.next(), self._registry.cluster, self._routed_after(steps), self.incarnation)
+        lacks = lacks_of(target.missing, self._catalogue)
+        table = table_of(self._epoch.next(), self._registry.cluster, self._routed_after(steps), self.incarnation, lacks)
         old = self._routes.table
         if old is None or old.epoch.term != self._epoch.term:
             return table
-        return table if (old.workers, old.instances) != (table.workers, table.instances) else None
+        same = (old.workers, old.instances, old.lacks) == (table.workers, table.instances, table.lacks)
+        return None if same else table
 
     def _routed_after(self, steps: list[Step]) -> frozenset[WorkerExpert]:
         routed = self._routed

@@ -117,7 +117,8 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):
 
 
 def _is_ready(view: View, model: str) -> bool:
-    return view.at_rest and not view.uncovered(model)
+    # Models that gateways hold whole have no experts to wait for.
+    return not _experts(view, model) or (view.at_rest and not view.uncovered(model))
 
 
 def _progress(view: View, model: str) -> str:

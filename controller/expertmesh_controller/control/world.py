@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from expertmesh_api.v1 import common_pb2, membership_pb2
-from expertmesh_controller.cluster.routes import EndpointAddress, Epoch, InstanceRoute, RouteTable, WorkerRoute
+from expertmesh_controller.cluster.routes import EndpointAddress, Epoch, InstanceRoute, Lack, RouteTable, WorkerRoute
 from expertmesh_controller.control.catalogue import Catalogue, CatalogueEntry, ExpertKey
 from expertmesh_controller.control.membership.hello import Resident
 from expertmesh_controller.control.membership.state import Cluster, Member, SentOrder, WorkerExpert
@@ -90,7 +90,22 @@ def observe(
     )
 
 
-def table_of(epoch: Epoch, cluster: Cluster, routed: Iterable[WorkerExpert], incarnation: str) -> RouteTable:
+def lacks_of(missing: Iterable[ExpertKey], catalogue: Catalogue) -> tuple[Lack, ...]:
+    """What a plan found no room for, by model."""
+    found: dict[str, int] = {}
+    for key in missing:
+        if key in catalogue:
+            found[key.model] = found.get(key.model, 0) + catalogue[key].resident_bytes
+    return tuple(Lack(model, size) for model, size in sorted(found.items()))
+
+
+def table_of(
+    epoch: Epoch,
+    cluster: Cluster,
+    routed: Iterable[WorkerExpert],
+    incarnation: str,
+    lacks: tuple[Lack, ...] = (),
+) -> RouteTable:
     """The route table: every live worker, and the routed instances on them."""
     members = sorted(cluster.members.items())
     workers = tuple(
@@ -106,7 +121,7 @@ def table_of(epoch: Epoch, cluster: Cluster, routed: Iterable[WorkerExpert], inc
     instances = sorted(
         InstanceRoute(k.model, k.layer, k.index, w, k.precision) for w, k in routed if w in cluster.members
     )
-    return RouteTable(epoch, workers, tuple(instances), incarnation)
+    return RouteTable(epoch, workers, tuple(instances), incarnation, lacks)
 
 
 def sources_of(entry: CatalogueEntry, worker_id: str, cluster: Cluster) -> list[common_pb2.Endpoint]:

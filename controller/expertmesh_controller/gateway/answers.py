@@ -35,6 +35,7 @@ def finished(
     completion_tokens: int,
     now: float,
     precision: str,
+    numerics: str,
 ) -> inference_pb2.GenerateResponse:
     """The last message of an answer; `now` in monotonic seconds."""
     return inference_pb2.GenerateResponse(
@@ -47,7 +48,7 @@ def finished(
             total_ms=_since_admission_ms(facts, now),
             queue_ms=_since_admission_ms(facts, facts.started),
             precision=precision,
-            numerics="exact",
+            numerics=numerics,
             active_share=facts.active_share,
         )
     )

@@ -14,7 +14,7 @@ from expertmesh_common.clock import Clock
 from expertmesh_common.errors import MeshError
 from expertmesh_controller.cluster.bundles import Bundles, ServedBundle
 from expertmesh_controller.cluster.models import ModelSpec
-from expertmesh_controller.gateway.fetching import precision_of
+from expertmesh_controller.gateway.fetching import numerics_of, precision_of
 from expertmesh_controller.gateway.hosting import ModelHost
 
 __all__ = ["BundleFollower", "Changes", "changes"]
@@ -122,7 +122,7 @@ class BundleFollower:
 
     async def _load(self, bundle: ServedBundle) -> None:
         files = await self._source.bundle(bundle)
-        spec = ModelSpec(bundle.model, files.folder, precision_of(bundle), self._slots)
+        spec = ModelSpec(bundle.model, files.folder, precision_of(bundle), self._slots, numerics=numerics_of(bundle))
         loaded = await self._host.load(spec, files)
         await self._host.start(loaded)
         self._running[bundle.model] = bundle

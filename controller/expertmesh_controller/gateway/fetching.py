@@ -14,12 +14,12 @@ import grpc.aio
 
 from expertmesh_api.v1 import blobs_pb2, blobs_pb2_grpc
 from expertmesh_common.bundle.blobs import BlobStore, Bundle, file_digest
-from expertmesh_common.bundle.manifest import MANIFEST_NAME, Blob, Manifest, Precision, parse_manifest
+from expertmesh_common.bundle.manifest import MANIFEST_NAME, Blob, Manifest, Numerics, Precision, parse_manifest
 from expertmesh_common.errors import CorruptData, InvalidInput, MeshError, NotHere, Unavailable
 from expertmesh_controller.cluster.bundles import ServedBundle
-from expertmesh_controller.cluster.models import PRECISIONS
+from expertmesh_controller.cluster.models import NUMERICS, PRECISIONS
 
-__all__ = ["BundleCache", "gateway_blobs", "precision_of"]
+__all__ = ["BundleCache", "gateway_blobs", "numerics_of", "precision_of"]
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class BundleCache:
         folder = self._root / wanted.manifest_digest
         data = await self._manifest(wanted)
         manifest = parse_manifest(data.decode(errors="replace"), f"the manifest of {wanted.model}")
-        blobs = tuple(gateway_blobs(manifest, precision_of(wanted)))
+        blobs = tuple(gateway_blobs(manifest, precision_of(wanted), wanted.numerics))
         store = BlobStore(folder / "blobs")
         store.folder.mkdir(parents=True, exist_ok=True)
         for blob in blobs:
@@ -102,8 +102,8 @@ class BundleCache:
             call.cancel()
 
 
-def gateway_blobs(manifest: Manifest, precision: Precision) -> Iterator[Blob]:
-    """Every blob that a gateway reads: trunk segments, gates, tokenizer and chat template.
+def gateway_blobs(manifest: Manifest, precision: Precision, numerics: str = "exact") -> Iterator[Blob]:
+    """Every blob that a gateway reads: trunk segments, gates, tokenizer and chat template; for `fast` experts as well.
 
     Raises:
         InvalidInput: the bundle has no such precision.
@@ -117,6 +117,8 @@ def gateway_blobs(manifest: Manifest, precision: Precision) -> Iterator[Blob]:
     for layer in manifest.layers:
         if layer.gate is not None:
             yield layer.gate.weights
+        if numerics == "fast":
+            yield from (expert.blobs[precision] for expert in layer.experts)
     yield manifest.tokenizer.vocabulary
     if manifest.tokenizer.chat_template is not None:
         yield manifest.tokenizer.chat_template
@@ -133,6 +135,19 @@ def precision_of(bundle: ServedBundle) -> Precision:
         if precision == bundle.precision:
             return precision
     raise InvalidInput(f"model {bundle.model} is served at {bundle.precision!r}, which this gateway does not know")
+
+
+def numerics_of(bundle: ServedBundle) -> Numerics:
+    """The numerics as this version knows it.
+
+    Raises:
+        InvalidInput: it does not.
+
+    """
+    for numerics in NUMERICS:
+        if numerics == bundle.numerics:
+            return numerics
+    raise InvalidInput(f"model {bundle.model} is served with numerics {bundle.numerics!r}, unknown to this gateway")
 
 
 def _bundles(folders: Sequence[Path]) -> Iterator[Path]:

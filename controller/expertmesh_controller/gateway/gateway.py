@@ -17,6 +17,7 @@ from expertmesh_controller.gateway.batching.engine import Engine
 from expertmesh_controller.gateway.batching.forward import Forward
 from expertmesh_controller.gateway.doors import add_services
 from expertmesh_controller.gateway.following import Plane, RouteFollower
+from expertmesh_controller.gateway.fused_model import FusedModel
 from expertmesh_controller.gateway.gating.explaining_text import TextExplainer
 from expertmesh_controller.gateway.gating.gate import load_gates
 from expertmesh_controller.gateway.latencies import Latencies
@@ -56,7 +57,9 @@ class Gateway:
         name: str = "",
         sla_window_s: float = 60.0,
         spans: DispatchSpans | None = None,
+        fused: FusedModel | None = None,
     ) -> None:
+        self._fused = fused
         self.name = name or bundle.manifest.name
         self.settings = settings or GatewaySettings()
         self._bundle, self._precision, clock = bundle, precision, clock or SystemClock()
@@ -85,7 +88,9 @@ class Gateway:
 
     @property
     def uncovered(self) -> int:
-        """Experts without one. Any thread may ask."""
+        """Experts without one. Any thread may ask. A fused model holds them all."""
+        if self._fused is not None:
+            return 0
         held = {i.at for i in self._instances()}
         return sum((layer.index, e.index) not in held for layer in self._bundle.manifest.layers for e in layer.experts)
 
@@ -118,7 +123,9 @@ class Gateway:
         await self.engine.stop()
 
     def _make_engine(self, plane: Plane, clock: Clock, spans: DispatchSpans | None) -> Engine:
-        settings, manifest = self.settings, self._bundle.manifest
+        settings, manifest, fused = self.settings, self._bundle.manifest, self._fused
+        if fused is not None:
+            return Engine(fused.trunk, fused.forward, clock, settings.queue_limit, settings.reader_patience_s)
         trunk = LocalTrunk(
             self._bundle,
             self._precision,
@@ -139,6 +146,7 @@ class Gateway:
             vocabulary=manifest.trunk.vocabulary,
             context_tokens=min(self.settings.context_tokens, manifest.trunk.context_tokens),
             bundle_digest=file_digest(self._bundle.folder / MANIFEST_NAME),
+            numerics="exact" if self._fused is None else "fast",
         )
 
     def _instances(self) -> list[InstanceRoute]:

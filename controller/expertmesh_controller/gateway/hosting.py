@@ -20,6 +20,7 @@ from expertmesh_controller.cluster.routes import Routes
 from expertmesh_controller.gateway.dispatch.links.opening import Caller, Transport
 from expertmesh_controller.gateway.dispatch.links.pool import LinkPool
 from expertmesh_controller.gateway.dispatch.plane import ExpertPlane
+from expertmesh_controller.gateway.fused_model import FusedPlane, load_fused
 from expertmesh_controller.gateway.gateway import Gateway
 from expertmesh_controller.gateway.gating.gate import load_gates
 from expertmesh_controller.gateway.latencies import Seen
@@ -53,7 +54,7 @@ class LoadedModel:
     """A model in memory, not serving yet. Whoever has it starts it or closes it."""
 
     gateway: Gateway
-    plane: ExpertPlane
+    plane: ExpertPlane | FusedPlane
     pool: LinkPool
 
     async def close(self) -> None:
@@ -138,6 +139,8 @@ class ModelHost:
 
 
 def _load(spec: ModelSpec, bundle: Bundle, around: Surroundings) -> LoadedModel:
+    if spec.numerics == "fast":
+        return _load_fused(spec, bundle, around)
     manifest = bundle.manifest
     settings = around.settings.model_copy(update={"slots": spec.slots})
     # Every model has links of its own: two engines' frames on one link would wait for each other.
@@ -160,6 +163,25 @@ def _load(spec: ModelSpec, bundle: Bundle, around: Surroundings) -> LoadedModel:
         plane.close()
         raise
     return LoadedModel(gateway, plane, pool)
+
+
+def _load_fused(spec: ModelSpec, bundle: Bundle, around: Surroundings) -> LoadedModel:
+    settings = around.settings.model_copy(update={"slots": spec.slots})
+    fused = load_fused(bundle, spec.precision, settings)
+    plane = FusedPlane(fused.forward.picks)
+    gateway = Gateway(
+        bundle,
+        spec.precision,
+        around.routes,
+        plane,
+        settings,
+        clock=around.clock,
+        gateway_id=f"{around.gateway_id}/{spec.name}",
+        name=spec.name,
+        sla_window_s=spec.sla.window_s,
+        fused=fused,
+    )
+    return LoadedModel(gateway, plane, LinkPool(Caller(uuid.uuid4().hex, around.security, around.transport)))
 
 
 def _give_memory_back() -> None:

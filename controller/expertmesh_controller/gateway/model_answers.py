@@ -35,6 +35,7 @@ class ServedFacts:
     vocabulary: int
     context_tokens: int
     bundle_digest: str
+    numerics: str = "exact"
 
 
 class ModelAnswers:
@@ -94,7 +95,7 @@ class ModelAnswers:
         text = await asyncio.to_thread(parse_score, *arguments)
         choices, facts = await self._choices(text, deadline, caller)
         now = self._clock.monotonic()
-        return score_response(text, choices, self._codec, facts, now=now, precision=served.precision)
+        return score_response(text, choices, self._codec, facts, now=now, by=(served.precision, served.numerics))
 
     def listing(self) -> inference_pb2.ServedModel:
         """What `ListModels` says of this model."""
@@ -159,4 +160,5 @@ class ModelAnswers:
             completion_tokens=count,
             now=self._clock.monotonic(),
             precision=self.served.precision,
+            numerics=self.served.numerics,
         )

@@ -71,14 +71,17 @@ async def read_choices(ticket: Ticket) -> list[Choice]:
 
 
 def score_response(
-    text: ScoreText, choices: Sequence[Choice], codec: TextCodec, facts: Facts, *, now: float, precision: str
+    text: ScoreText, choices: Sequence[Choice], codec: TextCodec, facts: Facts, *, now: float, by: tuple[str, str]
 ) -> inference_pb2.ScoreResponse:
-    """The answer; `now` in monotonic seconds. A token with nothing before it has no log probability."""
+    """The answer; `now` in monotonic seconds, `by` (precision, numerics).
+
+    A token with nothing before it has no log probability.
+    """
     response = inference_pb2.ScoreResponse(
         total_logprob=sum(choice.logprob or 0.0 for choice in choices),
         prompt_tokens=len(text.before_ids),
-        precision=precision,
-        numerics="exact",
+        precision=by[0],
+        numerics=by[1],
         active_share=facts.active_share,
         queue_ms=0.0 if facts.started is None else 1000 * (facts.started - facts.admitted),
         total_ms=1000 * (now - facts.admitted),

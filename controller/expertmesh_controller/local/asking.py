@@ -9,15 +9,15 @@ from typing import cast
 
 from expertmesh.local_access import home_folder
 from expertmesh_common.access.tokens import new_token, split_token
-from expertmesh_common.bundle.manifest import Precision
+from expertmesh_common.bundle.manifest import PRECISIONS, Numerics, Precision
 from expertmesh_common.errors import InvalidInput
+from expertmesh_controller.cluster.models import NUMERICS
 from expertmesh_controller.local.gateways import further_doors, further_listens
 from expertmesh_controller.local.local_model import find_bundles
 from expertmesh_controller.local.openai_line import http_listen
 from expertmesh_controller.local.plan import UpRequest
 from expertmesh_controller.local.reaching import free_port, is_local_only, reachable_host
 
-PRECISIONS = ("fp32", "int4")
 TRANSPORTS = ("auto", "grpc", "unix", "tcp")
 JOBS = ("on", "off")
 
@@ -42,6 +42,7 @@ class UpFlags:
     http_port: str | None = None
     gateway_options: tuple[str, ...] = ()
     jobs: str = "on"
+    numerics: str = "exact"
 
 
 def up_request(flags: UpFlags, runtime_folder: Path) -> UpRequest:
@@ -57,6 +58,9 @@ def up_request(flags: UpFlags, runtime_folder: Path) -> UpRequest:
     _one_of("--precision", flags.precision, PRECISIONS)
     _one_of("--transport", flags.transport, TRANSPORTS)
     _one_of("--jobs", flags.jobs, JOBS)
+    _one_of("--numerics", flags.numerics, NUMERICS)
+    if not flags.workers and flags.numerics != "fast":
+        raise InvalidInput("--workers 0: experts need workers, unless --numerics fast keeps them in the gateway")
     listen = _with_port(flags.listen)
     logs = flags.logs or runtime_folder
     logs.mkdir(parents=True, exist_ok=True)
@@ -90,6 +94,7 @@ def up_request(flags: UpFlags, runtime_folder: Path) -> UpRequest:
         gateways=gateways,
         gateway_doors=further_doors(door, gateways, listen),
         gateway_options=flags.gateway_options,
+        numerics=cast("Numerics", flags.numerics),
     )
 
 

@@ -19,7 +19,7 @@ from expertmesh_common.errors import Unavailable
 from expertmesh_common.security import Security, TlsFiles, dial
 from expertmesh_controller.local.children import Child
 from expertmesh_controller.local.local_model import LocalModel
-from expertmesh_controller.local.plan import UpRequest, budget_bytes, controller_spec, gateway_specs, worker_specs
+from expertmesh_controller.local.plan import MB, UpRequest, budget_bytes, controller_spec, gateway_specs, worker_specs
 
 _CONTROLLER_START_S = 120.0
 _READY_S = 300.0
@@ -190,7 +190,8 @@ class LocalMesh:
 def _check_room(found: Readiness) -> None:
     if found.missing_bytes:
         raise Unavailable(
-            f"{found.workers} workers have no room for {found.missing_bytes} bytes of experts: raise --budget-share"
+            f"{found.workers} workers have no room for {found.missing_bytes / MB:.1f} MB of experts: "
+            "raise --budget-share, or --workers"
         )
 
 

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from expertmesh_common.bundle.manifest import Precision
+from expertmesh_common.bundle.manifest import Numerics, Precision
 from expertmesh_common.errors import InvalidInput
 from expertmesh_controller.local.children import ChildSpec
 from expertmesh_controller.local.gateways import dialled, gateway_arguments
 from expertmesh_controller.local.local_model import LocalModel, model_arguments
 from expertmesh_controller.local.reaching import is_local_only, reachable_host
 
+MB = 1e6
 _SECRETS = ("EXPERTMESH_TOKEN", "EXPERTMESH_JOIN_TOKEN")
 
 
@@ -47,6 +48,7 @@ class UpRequest:
     """Where the controller's OpenAI door listens; None for no door."""
     gateway_doors: tuple[str | None, ...] = ()
     """Where those of the further gateways listen, one for each."""
+    numerics: Numerics = "exact"
 
     @property
     def dial_address(self) -> str:
@@ -73,12 +75,16 @@ def budget_bytes(models: Sequence[LocalModel], request: UpRequest) -> int:
         InvalidInput: all budgets together do not hold one copy of every expert.
 
     """
-    if request.workers * request.budget_share < 1:
-        raise InvalidInput(
-            f"{request.workers} workers with --budget-share {request.budget_share:g} hold "
-            f"{request.workers * request.budget_share:.0%} of the experts: raise --workers or --budget-share"
-        )
     all_bytes = sum(model.manifest.expert_bytes(request.precision) for model in models)
+    if request.numerics == "fast":
+        return math.ceil(all_bytes * request.budget_share)
+    if request.workers * request.budget_share < 1:
+        share = request.workers * request.budget_share
+        raise InvalidInput(
+            f"{request.workers} workers with --budget-share {request.budget_share:g} hold {share:.0%} of the experts, "
+            f"{all_bytes * (1 - share) / MB:.1f} of {all_bytes / MB:.1f} MB are missing: raise --workers or "
+            "--budget-share"
+        )
     return math.ceil(all_bytes * request.budget_share)
 
 

@@ -48,11 +48,13 @@ def summarise(console: Console, models: Sequence[LocalModel], request: UpRequest
             node.worker_id, str(node.experts), f"{node.resident_bytes / MB:.1f}", f"{node.budget_bytes / MB:.1f}",
             f"{node.speed_rows_per_s:.0f}",
         )  # fmt: skip
-    console.print(table)
+    if nodes:
+        console.print(table)
     several = len(models) > 1
     names = ", ".join(model.name for model in models)
     where = " and ".join(request.dial_addresses)
-    console.print(f"{names} ({request.precision}) {'are' if several else 'is'} served on {where}")
+    how = request.precision if request.numerics == "exact" else f"{request.precision}, {request.numerics}"
+    console.print(f"{names} ({how}) {'are' if several else 'is'} served on {where}")
     if request.gateways:
         console.print(f"  ask any:        export EXPERTMESH_ADDRESS={','.join(request.dial_addresses)}")
     chosen = f" --model {models[0].name}" if several else ""

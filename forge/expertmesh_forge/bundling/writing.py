@@ -35,6 +35,7 @@ from expertmesh_forge.carve.carved_model import CarvedLayer, CarvedModel
 from expertmesh_forge.dense_model import DenseConfig
 from expertmesh_forge.errors import BundleError
 from expertmesh_forge.gguf_tokenizer import ChatSettings
+from expertmesh_forge.input_energy import LayerEnergy
 
 __all__ = ["BundleLabels", "require_replaceable", "swap_into_place", "write_bundle"]
 
@@ -70,7 +71,7 @@ def write_bundle(
         for index in range(total):
             segments.append(_segment(carved, index, labels, blobs))
             if index < carved.dense.config.layers:
-                layers.append(_layer(index, carved.layers[index], labels.precisions, blobs))
+                layers.append(_layer(index, carved, labels.precisions, blobs))
             on_segment(index + 1, total)
         manifest = Manifest(
             name=labels.name,
@@ -86,7 +87,8 @@ def write_bundle(
     return manifest
 
 
-def _layer(index: int, layer: CarvedLayer, precisions: Sequence[Precision], blobs: BlobStore) -> Layer:
+def _layer(index: int, carved: CarvedModel, precisions: Sequence[Precision], blobs: BlobStore) -> Layer:
+    layer, energy = carved.layers[index], carved.energy.layers[index] if carved.energy else None
     gate = Gate(
         scorer="linear",
         picker="threshold",
@@ -99,7 +101,7 @@ def _layer(index: int, layer: CarvedLayer, precisions: Sequence[Precision], blob
             index=expert,
             width=layer.expert_width,
             frequency=layer.frequency[expert],
-            blobs={precision: _expert_blob(layer, expert, precision, blobs) for precision in precisions},
+            blobs={precision: _expert_blob(layer, expert, precision, energy, blobs) for precision in precisions},
         )
         for expert in range(layer.experts)
     )
@@ -113,9 +115,11 @@ def _layer(index: int, layer: CarvedLayer, precisions: Sequence[Precision], blob
     )
 
 
-def _expert_blob(layer: CarvedLayer, index: int, precision: Precision, blobs: BlobStore) -> ExpertBlob:
+def _expert_blob(
+    layer: CarvedLayer, index: int, precision: Precision, energy: LayerEnergy | None, blobs: BlobStore
+) -> ExpertBlob:
     shape = ExpertShape(layer.gate.shape[1], layer.expert_width, precision)
-    blob = blobs.put(encode_tensors(expert_tensors(layer, index, precision)))
+    blob = blobs.put(encode_tensors(expert_tensors(layer, index, precision, energy)))
     return ExpertBlob(digest=blob.digest, size_bytes=blob.size_bytes, resident_bytes=resident_bytes(shape))
 
 

@@ -11,6 +11,7 @@ from expertmesh_forge.carve.routing import LinearRouter
 from expertmesh_forge.carve.settings import CarveSettings
 from expertmesh_forge.dense_model import DenseLayer, DenseModel, Floats
 from expertmesh_forge.errors import CarveError
+from expertmesh_forge.input_energy import InputEnergy
 
 __all__ = ["CarvedLayer", "CarvedModel", "neuron_checksum", "require_same_neurons"]
 
@@ -55,12 +56,16 @@ class CarvedLayer:
 
 @dataclass(frozen=True, slots=True)
 class CarvedModel:
-    """`dense` gives everything but the feed-forward blocks; `fit_tokens` counts what the fits have seen."""
+    """`dense` gives everything but the feed-forward blocks; `fit_tokens` counts what the fits have seen.
+
+    `energy` is that of the dense model's inputs, neurons in dense order; int4 scales are chosen by it.
+    """
 
     dense: DenseModel
     settings: CarveSettings
     layers: tuple[CarvedLayer, ...]
     fit_tokens: int
+    energy: InputEnergy | None = None
 
     @property
     def calibration_share(self) -> float:

@@ -60,7 +60,7 @@ def open_gguf(path: Path) -> GgufCheckpoint:
     config = read_gguf_config(first)
     naming = architecture_of(first).naming
     tensors = _tensors(files)
-    require_tensors(str(path), tensors, naming, config.size("num_hidden_layers"))
+    require_tensors(path, tensors, naming, config.size("num_hidden_layers"), config.size("num_experts"))
     heads = config.size("num_attention_heads"), config.size("num_key_value_heads")
     held = hugging_face_names(tensors, naming, *heads)
     return GgufCheckpoint(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from expertmesh_forge.dense_model import Floats
 from expertmesh_forge.errors import BadWeights
@@ -86,11 +87,17 @@ def hugging_face_names(tensors: Mapping[str, GgufTensor], naming: Naming, heads:
     return named
 
 
-def require_tensors(file: str, tensors: Mapping[str, GgufTensor], naming: Naming, layers: int) -> None:
-    """Raise `BadWeights` with the file's own name for the first tensor that is missing."""
-    for name in (*(key for key in _OUTSIDE if key != "output.weight"), *_needed_names(tensors, naming, layers)):
+def require_tensors(file: Path, tensors: Mapping[str, GgufTensor], naming: Naming, layers: int, experts: int) -> None:
+    """Raise `BadWeights` with the file's own name for the first tensor that is missing, or stack that is too low."""
+    for name in ("token_embd.weight", "output_norm.weight", *_needed_names(tensors, naming, layers)):
         if name not in tensors:
             raise BadWeights(f"{file}: tensor {name} is missing; the file is incomplete, download it again")
+        found = tensors[name]
+        if "_exps." in name and (len(found.shape) != 3 or found.shape[0] != experts):
+            raise BadWeights(
+                f"{found.file}: tensor {name} has shape {list(found.shape)}, not one matrix for each of "
+                f"{experts} experts; get the file from its publisher again"
+            )
 
 
 def _needed_names(tensors: Mapping[str, GgufTensor], naming: Naming, layers: int) -> Iterator[str]:

@@ -112,7 +112,8 @@ def _begin_texts_with(tokenizer: Tokenizer, begin: int) -> None:
     if tokenizer.encode("a").ids[:1] == [begin]:
         return
     name = tokenizer.id_to_token(begin)
-    single = TemplateProcessing(single=f"{name} $A", pair=f"{name} $A {name}:1 $B:1", special_tokens=[(name, begin)])
+    pair = [name, "$A", f"{name}:1", "$B:1"]
+    single = TemplateProcessing(single=[name, "$A"], pair=pair, special_tokens=[(name, begin)])
     before = tokenizer.post_processor
     tokenizer.post_processor = single if before is None else Sequence([before, single])
 

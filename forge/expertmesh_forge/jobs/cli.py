@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from expertmesh_common.errors import Precondition
+
 __all__ = ["register"]
 
 
@@ -29,7 +31,10 @@ def job_worker(
 
     yield_to_serving()  # before anything heavy is loaded
     from expertmesh_common.logs import setup_logs  # noqa: PLC0415
-    from expertmesh_forge.jobs.worker import run_worker  # noqa: PLC0415 - Celery takes a second to load
 
+    try:
+        from expertmesh_forge.jobs.worker import run_worker  # noqa: PLC0415 - Celery takes a second to load
+    except ModuleNotFoundError as error:
+        raise Precondition(f"a job worker needs {error.name}: pip install 'expertmesh[jobs]'") from error
     setup_logs()
     raise typer.Exit(run_worker(redis, name))

@@ -108,3 +108,11 @@ async def test_the_job_worker_ends_with_its_controller(tmp_path, served):
 
         await eventually(there)
     assert job_worker() is None
+
+
+async def test_a_controller_whose_job_worker_could_not_keep_a_log_serves_and_says_so(tmp_path, served, checkpoint):
+    (tmp_path / "data" / "job-worker.log").mkdir(parents=True)
+    async with job_mesh(tmp_path, served) as mesh:
+        with pytest.raises(FailedPrecondition, match=r"job-worker\.log cannot be written \(Is a directory\)"):
+            await mesh.client.jobs.start_import(checkpoint)
+        assert len(await mesh.client.served_models()) == 1

@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,12 @@ def node(**changes) -> Node:
 )
 def test_workers_and_experts_are_judged(given, name, level):
     assert levels(mesh.judged(given))[name] == level
+
+
+def test_experts_on_no_worker_are_counted_in_mb():
+    experts = tuple(ExpertPlacement("m", 0, n, "fp32", 2_500_000, ("a",) * (n == 0)) for n in range(3))
+    said = [finding.says for finding in mesh.judged(replace(seen([node()]), experts=experts))]
+    assert "1 of 3 experts of m are served, 5.0 MB are on no worker" in said
 
 
 @pytest.mark.parametrize(("theirs", "level"), [(100.2, "ok"), (104.0, "warn"), (96.0, "warn"), (300.0, "fail")])

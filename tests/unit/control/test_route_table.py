@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,10 +15,13 @@ from expertmesh_controller.cluster.routes import (
     ExpertRows,
     GatewayReport,
     InstanceRoute,
+    Lack,
     RouteTable,
     WorkerRoute,
     prefer,
 )
+from expertmesh_controller.control.catalogue import CatalogueEntry, ExpertKey
+from expertmesh_controller.control.world import lacks_of
 
 
 def worker(worker_id: str, speed: float = 1.0) -> WorkerRoute:
@@ -83,9 +87,20 @@ def test_the_order_of_the_table_changes_nothing(order, speeds: list[float]) -> N
 def test_tables_and_reports_survive_the_wire() -> None:
     table = everywhere([worker("a"), worker("b", 2.5)])
     assert RouteTable.from_proto(table.to_proto()) == table
+    lacking = replace(table, lacks=(Lack("m", 7), Lack("n", 2**40)))
+    assert RouteTable.from_proto(lacking.to_proto()) == lacking
+    assert [lacking.missing_bytes(model) for model in ("m", "n", "o")] == [7, 2**40, 0]
     histogram = tuple(range(len(TOKEN_MS_BOUNDS) + 1))
     report = GatewayReport("gw", 5, histogram, (ExpertRows("m", 1, 2, 3),), ("a",))
     assert GatewayReport.from_proto(report.to_proto()) == report
+
+
+def test_what_a_plan_found_no_room_for_is_summed_by_model() -> None:
+    keys = [ExpertKey(model, 0, n, "fp32") for model in "ba" for n in range(3)]
+    catalogue = {key: CatalogueEntry(key, "d", 9, 10 + key.index, 1.0, 8, 8, "swiglu") for key in keys}
+    gone = ExpertKey("c", 0, 0, "fp32")
+    assert lacks_of([*catalogue, gone], catalogue) == (Lack("a", 33), Lack("b", 33))
+    assert lacks_of([], catalogue) == ()
 
 
 def test_instances_of_workers_that_a_message_does_not_list_are_dropped() -> None:

@@ -6,6 +6,7 @@ import pytest
 from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.clock import SystemClock
 from expertmesh_common.errors import InvalidInput, Precondition
+from expertmesh_common.graphs.fusing import require_fusable
 from expertmesh_controller.gateway.batching.forward import Forward
 from expertmesh_controller.gateway.batching.fused_forward import FusedForward
 from expertmesh_controller.gateway.batching.jobs import Facts, Job, Picked, Request, Ticket
@@ -13,7 +14,7 @@ from expertmesh_controller.gateway.batching.picks import FOLD_ROWS, picks_of
 from expertmesh_controller.gateway.batching.stepping import Stepper
 from expertmesh_controller.gateway.batching.tally import Tally
 from expertmesh_controller.gateway.trunk.executor import Chunk, Work
-from expertmesh_controller.gateway.trunk.fused import FusedTrunk, require_fusable
+from expertmesh_controller.gateway.trunk.fused import FusedTrunk
 from expertmesh_controller.gateway.trunk.local import LocalTrunk
 from models import tiny_bundle as tiny
 from models.numpy_plane import NumpyPlane
@@ -83,7 +84,7 @@ def test_a_model_without_a_fused_form_is_refused_with_the_layer(bundle) -> None:
     gate = bundle.manifest.layers[1].gate.model_copy(update={"max_k": 2})
     layers = list(bundle.manifest.layers)
     layers[1] = layers[1].model_copy(update={"gate": gate})
-    changed = type("Changed", (), {"manifest": bundle.manifest.model_copy(update={"layers": tuple(layers)})})
+    changed = bundle.manifest.model_copy(update={"layers": tuple(layers)})
     with pytest.raises(InvalidInput, match="layer 1 has no fused form"):
         require_fusable(changed, "fp32")
 

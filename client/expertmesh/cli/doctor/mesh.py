@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from expertmesh.cli.connecting import connect
 from expertmesh.cli.doctor.findings import Asked, Finding, Level
-from expertmesh.cli.output import counted
+from expertmesh.cli.output import counted, megabytes
 from expertmesh.cli.overview import LIVE, Seen
 from expertmesh.client import Client
 from expertmesh.errors import ExpertmeshError, PermissionDenied, Unauthenticated, Unavailable
@@ -40,8 +40,10 @@ def _look(asked: Asked, client: Client) -> Iterator[Finding]:
     yield from clock(facts, asked_at, answered_at)
     seen = Seen(facts, client.models(), client.nodes(), client.experts())
     yield from judged(seen)
+    lacking = {e.model for e in seen.experts if not e.worker_ids}
     for model in seen.models:
-        yield _answers(client, model.name)
+        if model.name not in lacking:  # it would wait for them until its deadline
+            yield _answers(client, model.name)
 
 
 def _refused(asked: Asked, error: ExpertmeshError) -> Finding:
@@ -76,14 +78,20 @@ def clock(facts: MeshFacts, asked_at: float, answered_at: float) -> Iterator[Fin
 
 def judged(seen: Seen) -> Iterator[Finding]:
     """Lines about workers and experts."""
-    if not seen.nodes:
+    if not seen.nodes and (seen.experts or not seen.models):
         yield Finding(AREA, "workers", "fail", "none has joined", "expertmesh worker --join HOST:PORT --token ...")
     for node in seen.nodes:
         yield _worker(node, seen.facts.version)
     for model in seen.models:
         mine = [e for e in seen.experts if e.model == model.name]
-        missing = sum(not e.worker_ids for e in mine)
+        if not mine:
+            yield Finding(AREA, "experts", "ok", f"{model.name} is held whole by its gateways")
+            continue
+        without = [e for e in mine if not e.worker_ids]
+        missing = len(without)
         says = f"{len(mine) - missing} of {counted(len(mine), 'expert')} of {model.name} are served"
+        if without:
+            says += f", {megabytes(sum(e.resident_bytes for e in without))} MB are on no worker"
         advice = "add a worker, or raise --budget; `expertmesh status` says what lacks" if missing else ""
         yield Finding(AREA, "experts", "fail" if missing else "ok", says, advice)
 

@@ -25,6 +25,10 @@ class Beats:
         """Silence about this task counts from now; others are forgotten."""
         self._vouched = {task_id: self._clock.monotonic()}
 
+    def forget(self) -> None:
+        """The store was away, and beats with it: silence counts from now."""
+        self._vouched = {}
+
     async def company(self, task_id: str, sight: Sight) -> Company:
         """Who is with a task that was seen like this."""
         now_s = self._clock.monotonic()

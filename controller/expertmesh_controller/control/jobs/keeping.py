@@ -8,11 +8,10 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from expertmesh_common.clock import Clock
-from expertmesh_common.errors import Exhausted, Unavailable
+from expertmesh_common.errors import Exhausted, MeshError, Unavailable
 from expertmesh_common.jobs.wire import CANCELLED_KEY, decode_ids, encode_ids
 from expertmesh_controller.control.jobs.advancing import (
     advanced,
@@ -22,6 +21,7 @@ from expertmesh_controller.control.jobs.advancing import (
     sent,
 )
 from expertmesh_controller.control.jobs.beats import Beats
+from expertmesh_controller.control.jobs.limits import JobLimits
 from expertmesh_controller.control.jobs.record import JOBS_KEY, Job, JobsRecord, JobState
 from expertmesh_controller.control.store.base import Lease, Store
 
@@ -34,20 +34,8 @@ MOST_WAITING = 100
 CANCELLED_KEPT = 50
 
 
-@dataclass(frozen=True, slots=True)
-class JobLimits:
-    """Times in seconds."""
-
-    look_s: float = 0.3
-    """Between two looks at the job under way."""
-    cancel_s: float = 10.0
-    """A cancelled task that has not ended by itself after this is killed."""
-    insist_s: float = 2.0
-    """Between two attempts to kill it."""
-
-
 class JobKeeper:
-    """`start`, `cancel` and `record` from the service; `run` until cancelled, then `settle`.
+    """`add`, `cancel` and `known` are for the service; `run` until cancelled, then `settle`.
 
     `keep` is how the control loop writes, `lease` its leave to do so: whoever leads keeps the jobs, others only show
     them. `names` are the tasks' names by kind of job.
@@ -68,7 +56,7 @@ class JobKeeper:
         self._store, self._tasks, self._write, self._lease = store, tasks, keep, lease
         self._clock, self._names, self._limits, self._wall_s = clock, names, limits, wall_s
         self._beats = Beats(store, clock)
-        self._record = JobsRecord()
+        self._record: JobsRecord | None = None
         self._told_to_end: tuple[str, ...] = ()
         self._term: int | None = None
         self._insisted_s = float("-inf")
@@ -77,9 +65,18 @@ class JobKeeper:
         self.closed = False
         """Nothing will change any more."""
 
-    @property
-    def record(self) -> JobsRecord:
-        return self._record
+    async def known(self) -> JobsRecord:
+        """The jobs as this controller knows them; it asks the store only if it never has.
+
+        Raises:
+            Unavailable: the store is gone.
+            CorruptData: what it has is no list of jobs.
+
+        """
+        if self._record is None:
+            async with self._turn:
+                await self._load()
+        return self._current
 
     @property
     def changed(self) -> asyncio.Event:
@@ -98,7 +95,8 @@ class JobKeeper:
 
         """
         async with self._turn:
-            if sum(not old.ended for old in self._record.jobs) >= MOST_WAITING:
+            await self._follow()
+            if sum(not old.ended for old in self._current.jobs) >= MOST_WAITING:
                 raise Exhausted(f"{MOST_WAITING} jobs wait already; cancel some, or try again later")
             await self._keep(job)
             self._wake.set()
@@ -113,7 +111,8 @@ class JobKeeper:
 
         """
         async with self._turn:
-            job = self._record.of(job_id)
+            await self._follow()
+            job = self._current.of(job_id)
             ending = asked_to_end(job, self.now_ms())
             if ending != job:
                 if job.task_id:
@@ -138,10 +137,11 @@ class JobKeeper:
                 async with self._turn:
                     await self._round()
                 self._gone = False
-            except Unavailable as error:
+            except MeshError as error:
                 if not self._gone:
                     log.warning("jobs wait: %s", error)
                 self._gone = True
+                self._beats.forget()
             except Exception:  # serving must outlive a job that nobody understands
                 log.exception("a look at the jobs failed")
             self._wake.clear()
@@ -152,7 +152,7 @@ class JobKeeper:
     def close(self) -> None:
         """Let those who wait for `changed` go."""
         self.closed = True
-        self._show(self._record)
+        self._tell_change()
 
     async def settle(self, own_workers: str) -> None:
         """After the job worker whose names begin with `own_workers` was ended in order: its job goes on with the next.
@@ -161,7 +161,7 @@ class JobKeeper:
         """
         try:
             async with self._turn:
-                for job in self._record.with_workers():
+                for job in self._current.with_workers():
                     sight = await self._tasks.look(job.task_id)
                     if sight.progress is not None and sight.progress.worker.startswith(own_workers):
                         await self._keep(interrupted(job, self.now_ms()))
@@ -169,16 +169,20 @@ class JobKeeper:
             log.warning("jobs were not put back into the queue: %s", error)
 
     async def _round(self) -> None:
+        if not await self._follow():
+            return
+        for job in self._current.with_workers():
+            await self._look_after(job)
+        if (waiting := self._current.next_to_send()) is not None:
+            await self._send(waiting)
+
+    async def _follow(self) -> bool:
+        """Know what the store knows: who does not lead, or just began to, reads it. Returns whether we lead."""
         lease = self._lease()
         if lease is None or lease.term != self._term:
             await self._load()
             self._term = lease.term if lease else None
-        if lease is None:
-            return
-        for job in self._record.with_workers():
-            await self._look_after(job)
-        if (waiting := self._record.next_to_send()) is not None:
-            await self._send(waiting)
+        return lease is not None
 
     async def _look_after(self, job: Job) -> None:
         sight = await self._tasks.look(job.task_id)
@@ -190,7 +194,7 @@ class JobKeeper:
             log.info("job %s (%s) is %s %s", job.id, job.kind, after.state.value, after.error or after.note)
             await self._keep(after)
         elif after != job:
-            self._show(self._record.with_job(after))
+            self._show(self._current.with_job(after))
         await self._insist(after)
 
     async def _insist(self, job: Job) -> None:
@@ -225,18 +229,19 @@ class JobKeeper:
             self._show(record)
 
     async def _keep(self, job: Job) -> None:
-        record = self._record.with_job(job)
+        record = self._current.with_job(job)
         await self._write(JOBS_KEY, record.encode())
         self._show(record)
 
     def _show(self, record: JobsRecord) -> None:
         self._record = record
+        self._tell_change()
+
+    @property
+    def _current(self) -> JobsRecord:
+        assert self._record is not None, "_follow comes first"
+        return self._record
+
+    def _tell_change(self) -> None:
         change, self._change = self._change, asyncio.Event()
         change.set()
-
-
-def new_job(kind: str, arguments: object, caller: str, now_ms: int) -> Job:
-    """A job that waits."""
-    return Job.model_validate(
-        {"id": uuid.uuid4().hex[:10], "kind": kind, "arguments": arguments, "started_by": caller, "created_ms": now_ms}
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from enum import StrEnum
 
@@ -95,6 +96,13 @@ class JobsRecord(BaseModel):
 
     def with_workers(self) -> tuple[Job, ...]:
         return tuple(job for job in self.jobs if job.state in WITH_WORKERS)
+
+
+def new_job(kind: str, arguments: object, caller: str, now_ms: int) -> Job:
+    """A job that waits."""
+    return Job.model_validate(
+        {"id": uuid.uuid4().hex[:10], "kind": kind, "arguments": arguments, "started_by": caller, "created_ms": now_ms}
+    )
 
 
 def _without_oldest(jobs: Sequence[Job]) -> tuple[Job, ...]:

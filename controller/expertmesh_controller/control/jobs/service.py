@@ -13,21 +13,18 @@ from expertmesh_common.access.guard import Audit, AuditedCall
 from expertmesh_common.access.identity import current_caller
 from expertmesh_common.errors import InvalidInput, Precondition, Unavailable
 from expertmesh_common.serving import Context
-from expertmesh_controller.control.jobs.keeping import JobKeeper, new_job
+from expertmesh_controller.control.jobs.keeping import JobKeeper
 from expertmesh_controller.control.jobs.messages import job_message
+from expertmesh_controller.control.jobs.record import new_job
 from expertmesh_controller.control.jobs.starting import import_arguments, require_free
 
 log = logging.getLogger(__name__)
 
 SERVICE_NAME = "expertmesh_api.v1.Jobs"
-IN_MEMORY = (
-    "this controller keeps its state in memory (--store memory), and background jobs need one that outlives a process: "
-    "start it with --store embedded (the default) or a redis:// URL"
-)
 
 
 class JobsService(jobs_pb2_grpc.JobsServicer):
-    """`keeper` is None where the store cannot carry jobs; `why_not` says why no job worker comes, "" if one does."""
+    """`keeper` is None where there can be no jobs; `why_not` says why no job worker comes, "" if one does."""
 
     def __init__(self, keeper: JobKeeper | None, models_folder: Path, audit: Audit, why_not: Callable[[], str]) -> None:
         self._kept, self._models_folder, self._audit, self._why_not = keeper, models_folder, audit, why_not
@@ -35,7 +32,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
     @property
     def _keeper(self) -> JobKeeper:
         if self._kept is None:
-            raise Precondition(IN_MEMORY)
+            raise Precondition(self._why_not())
         return self._kept
 
     async def Start(  # noqa: N802 - the name of the call
@@ -48,7 +45,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         if request.WhichOneof("job") != "import_model":
             raise InvalidInput("job is missing: say what to do; this controller knows import_model")
         arguments = import_arguments(request.import_model, self._models_folder)
-        require_free(arguments, keeper.record)
+        require_free(arguments, await keeper.known())
         if (why_not := self._why_not()) and not await keeper.anybody():
             raise Precondition(why_not)
         job = await keeper.add(new_job("import_model", arguments, current_caller().name, keeper.now_ms()))
@@ -60,14 +57,14 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         request: jobs_pb2.ListJobsRequest,  # noqa: ARG002
         context: Context,  # noqa: ARG002
     ) -> jobs_pb2.ListJobsResponse:
-        return jobs_pb2.ListJobsResponse(jobs=[job_message(job) for job in self._keeper.record.jobs])
+        return jobs_pb2.ListJobsResponse(jobs=[job_message(job) for job in (await self._keeper.known()).jobs])
 
     async def Get(  # noqa: N802 - the name of the call
         self,
         request: jobs_pb2.GetJobRequest,
         context: Context,  # noqa: ARG002
     ) -> jobs_pb2.GetJobResponse:
-        return jobs_pb2.GetJobResponse(job=job_message(self._keeper.record.of(request.id)))
+        return jobs_pb2.GetJobResponse(job=job_message((await self._keeper.known()).of(request.id)))
 
     async def Watch(  # noqa: N802 - the name of the call
         self,
@@ -76,7 +73,8 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
     ) -> AsyncIterator[jobs_pb2.WatchJobResponse]:
         keeper, seen = self._keeper, None
         while True:
-            changed, job = keeper.changed, keeper.record.of(request.id)
+            changed = keeper.changed  # before the look, so that no change is missed
+            job = (await keeper.known()).of(request.id)
             if job != seen:
                 seen = job
                 yield jobs_pb2.WatchJobResponse(job=job_message(job))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from expertmesh_common.bundle.blobs import Bundle, file_digest
 from expertmesh_common.bundle.manifest import MANIFEST_NAME, Blob
 from expertmesh_common.errors import CorruptData, InvalidInput, NotHere, Precondition
+from expertmesh_common.graphs.fusing import require_fusable
 from expertmesh_controller.cluster.models import ModelSpec, checked
 from expertmesh_controller.control.catalogue import ModelLimits, ServedModel
 from expertmesh_controller.control.view import View
@@ -24,7 +25,7 @@ class OpenedModel:
     @property
     def served(self) -> ServedModel:
         limits = ModelLimits(self.spec.budget_share, self.spec.sla.max_instances)
-        return ServedModel(self.spec.name, self.bundle, self.spec.precision, limits)
+        return ServedModel(self.spec.name, self.bundle, self.spec.precision, limits, self.spec.numerics)
 
     @property
     def experts(self) -> int:
@@ -32,7 +33,9 @@ class OpenedModel:
 
     @property
     def expert_bytes(self) -> int:
-        """Resident bytes of one copy of every expert."""
+        """Resident bytes of one copy of every expert on workers."""
+        if self.spec.numerics == "fast":
+            return 0
         return self.bundle.manifest.expert_bytes(self.spec.precision)
 
 
@@ -53,6 +56,8 @@ def open_model(spec: ModelSpec) -> OpenedModel:
     if named.precision not in manifest.precisions:
         allowed = ", ".join(manifest.precisions)
         raise InvalidInput(f"model {named.name} has no precision {named.precision}; allowed are {allowed}")
+    if named.numerics == "fast":
+        require_fusable(manifest, named.precision)
     for what, blob in _expert_blobs(bundle, named):
         _check_size(bundle, what, blob)
     return OpenedModel(named, bundle, file_digest(spec.path / MANIFEST_NAME))
@@ -68,10 +73,11 @@ def check_share(opened: OpenedModel, view: View) -> None:
     budgets = sum(m.hello.capabilities.budget_bytes for m in view.cluster.members.values())
     share_bytes = int(budgets * opened.spec.budget_share)
     if budgets and opened.spec.budget_share < 1 and opened.expert_bytes > share_bytes:
+        lack = opened.expert_bytes - share_bytes
         raise Precondition(
             f"budget_share {opened.spec.budget_share:g} of the workers' {budgets} bytes is {share_bytes} bytes, and "
             f"one copy of every expert of {opened.spec.name} takes {opened.expert_bytes}: "
-            f"{opened.expert_bytes - share_bytes} bytes are missing"
+            f"{lack} bytes are missing ({lack / 1e6:.1f} MB): raise budget_share or --budget, or add a worker"
         )
 
 

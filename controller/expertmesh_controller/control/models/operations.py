@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from expertmesh_api.v1 import operations_pb2
-from expertmesh_common.bundle.manifest import Precision
+from expertmesh_common.bundle.manifest import Numerics, Precision
 from expertmesh_common.errors import InvalidInput
 from expertmesh_controller.cluster.models import ModelSpec, SlaTarget
 from expertmesh_controller.control.models.keeping import ModelKeeper
@@ -18,11 +18,18 @@ DRAIN_DEFAULT_MS = 30_000
 
 
 class ModelOperations:
-    """ListServed, ServeModel and UnserveModel. `default_precision` and `default_slots` are the controller's."""
+    """ListServed, ServeModel and UnserveModel. Defaults are the controller's."""
 
-    def __init__(self, keeper: ModelKeeper, default_precision: Precision = "fp32", default_slots: int = 16) -> None:
+    def __init__(
+        self,
+        keeper: ModelKeeper,
+        default_precision: Precision = "fp32",
+        default_slots: int = 16,
+        default_numerics: Numerics = "exact",
+    ) -> None:
         self._keeper = keeper
         self._default_precision: Precision = default_precision
+        self._default_numerics: Numerics = default_numerics
         self._default_slots = default_slots
 
     def list_served(self, view: View) -> operations_pb2.ListServedResponse:
@@ -57,6 +64,7 @@ class ModelOperations:
             request.slots or self._default_slots,
             request.budget_share or 1.0,
             _sla(request.sla) if request.HasField("sla") else SlaTarget(),
+            cast("Numerics", request.numerics or self._default_numerics),
         )
 
     def _status(self, kept: Kept, view: View) -> operations_pb2.ModelStatus:
@@ -64,7 +72,7 @@ class ModelOperations:
         seen = self._keeper.seen(name)
         routed = [i for i in view.table.instances if i.model == name]
         sizes = {(k.layer, k.index): e.resident_bytes for k, e in view.catalogue.items() if k.model == name}
-        covered = bool(sizes) and not view.uncovered(name)
+        covered = spec.numerics == "fast" or (bool(sizes) and not view.uncovered(name))
         return operations_pb2.ModelStatus(
             name=name,
             path=str(spec.path),
@@ -82,6 +90,7 @@ class ModelOperations:
             token_p95_ms=seen.token_p95_ms,
             error=kept.error,
             slots=spec.slots,
+            numerics=spec.numerics,
         )
 
 

@@ -29,8 +29,11 @@ def picks_of(layers: Sequence[Layer]) -> Picks:
 class Picks(ABC):
     """Scores come as float32 [rows, routed layers, columns]; experts are the first columns.
 
-    Used by the engine's thread; `rows` may be asked for by any.
+    Used by the engine's thread; `rows` may be asked for by any. Nothing leaves the process, so there are no frames.
     """
+
+    frames = 0
+    retried_pairs = 0
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         routed = [layer for layer in layers if layer.gate is not None]

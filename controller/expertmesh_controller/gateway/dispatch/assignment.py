@@ -24,13 +24,17 @@ Avoided = AbstractSet[tuple[ExpertAt, str]]
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """`links[w]` leads to worker number w; `owner[layer]` intp [experts] is the number of an expert's worker, or -1."""
+    """`links[w]` leads to worker number w; `owner[layer]` intp [experts] is the number of an expert's worker, or -1.
+
+    `missing_bytes` are those of experts for which no worker has room.
+    """
 
     epoch: tuple[int, int]
     links: tuple[Link, ...]
     owner: tuple[NDArray[np.intp], ...]
     _plans: dict[Routing, Plan]
     _rounds: dict[Plan, Round | None]
+    missing_bytes: int = 0
 
     def plan(self, layer: int, routing: Routing) -> Plan:
         """The plan for a routing, remembered if the routing recurs."""
@@ -74,4 +78,4 @@ def assign(
         if layer < len(owner) and index < len(owner[layer]):
             owner[layer][index] = numbers[worker_id]
     links = tuple(up[worker_id] for worker_id in numbers)
-    return Assignment((table.epoch.term, table.epoch.n), links, owner, {}, {})
+    return Assignment((table.epoch.term, table.epoch.n), links, owner, {}, {}, table.missing_bytes(model))

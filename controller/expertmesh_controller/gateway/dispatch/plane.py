@@ -164,7 +164,16 @@ def _unavailable(layer: int, pending: Routing, assignment: Assignment, failure: 
     after = f" (last failure: {failure.reason})" if failure else ""
     return Unavailable(
         f"layer {layer}: no live worker holds expert {', '.join(map(str, experts))} as of epoch "
-        f"{assignment.epoch[0]}.{assignment.epoch[1]}, and none came before the deadline{after}"
+        f"{assignment.epoch[0]}.{assignment.epoch[1]}, and none came before the deadline{after}{_lack(assignment)}"
+    )
+
+
+def _lack(assignment: Assignment) -> str:
+    if not assignment.missing_bytes:
+        return ""
+    return (
+        f"; the workers have no room for {assignment.missing_bytes / 1e6:.1f} MB of the model's experts: "
+        "add a worker, or raise --budget"
     )
 
 

@@ -10,6 +10,7 @@ from prometheus_client.core import Metric
 from expertmesh_common.observability.exposition import counter, gauge, histogram
 from expertmesh_controller.gateway.batching.admission import RefusalReason
 from expertmesh_controller.gateway.batching.engine import Engine
+from expertmesh_controller.gateway.batching.picks import Picks
 from expertmesh_controller.gateway.batching.tally import TOKEN_BOUNDS_S, TTFT_BOUNDS_S
 from expertmesh_controller.gateway.dispatch.counters import Counters
 from expertmesh_controller.gateway.dispatch.links.ledger import LinkTotals
@@ -30,7 +31,7 @@ class ModelView:
 
     name: str
     engine: Engine
-    counters: Counters
+    counters: Counters | Picks
     links: Sequence[LinkTotals]
     ready: bool
 

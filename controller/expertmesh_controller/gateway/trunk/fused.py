@@ -9,8 +9,8 @@ import numpy as np
 from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.bundle.manifest import Layer, Precision
 from expertmesh_common.bundle.tensors import Array, read_tensors
-from expertmesh_common.errors import InvalidInput
-from expertmesh_common.graphs.local_experts import Stacked, can_stack, stack
+from expertmesh_common.graphs.fusing import require_fusable
+from expertmesh_common.graphs.local_experts import Stacked, stack
 from expertmesh_common.graphs.stitching import join
 from expertmesh_controller.gateway.trunk.binding import bind, require_context, rope_inputs, value
 from expertmesh_controller.gateway.trunk.cache import KeyValuePool
@@ -20,22 +20,7 @@ from expertmesh_controller.gateway.trunk.sessions import open_graph, open_head
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, IOBinding, OrtValue
 
-__all__ = ["FusedTrunk", "require_fusable"]
-
-
-def require_fusable(bundle: Bundle, precision: Precision) -> None:
-    """Raise InvalidInput, naming the layer, if this model cannot run as one graph at this precision."""
-    what = f"{bundle.manifest.name} cannot be served with numerics `fast` at {precision}"
-    for layer in bundle.manifest.layers:
-        if not can_stack(layer, precision):
-            gate = layer.gate
-            how = "" if gate is None else f" (scorer {gate.scorer}, picker {gate.picker}, weighting {gate.weighting})"
-            raise InvalidInput(f"{what}: layer {layer.index} has no fused form{how}; use int4, or numerics `exact`")
-    kinds = {
-        (len(layer.experts), layer.gate.picker, layer.gate.max_k) for layer in bundle.manifest.layers if layer.gate
-    }
-    if len(kinds) > 1:
-        raise InvalidInput(f"{what}: its layers differ in experts or in how many are picked; use numerics `exact`")
+__all__ = ["FusedTrunk"]
 
 
 class FusedTrunk(Sequences):
@@ -56,7 +41,7 @@ class FusedTrunk(Sequences):
         chunk_tokens: int = 256,
         threads: int = 1,
     ) -> None:
-        require_fusable(bundle, precision)
+        require_fusable(bundle.manifest, precision)
         trunk, self._layers = bundle.manifest.trunk, bundle.manifest.layers
         require_context(bundle, context_tokens)
         self.limits = TrunkLimits(
@@ -168,7 +153,7 @@ def _open(bundle: Bundle, precision: Precision, threads: int) -> InferenceSessio
             memory |= {f"l{index}_{name}": array for name, array in layer.values.items()}
     for segment in bundle.manifest.trunk.segments:
         bundle.path(segment.graphs[precision].weights)  # verified before the runtime maps it
-    return open_graph(graph, bundle, threads, memory)
+    return open_graph(graph, bundle, threads, memory, spins=threads > 1)
 
 
 def _stacked(bundle: Bundle, layer: Layer, precision: Precision) -> Stacked | None:

@@ -34,9 +34,11 @@ def open_head(bundle: Bundle, precision: Precision, threads: int) -> InferenceSe
 
 
 def open_graph(
-    model: bytes, bundle: Bundle, threads: int, memory: Mapping[str, Array] | None = None
+    model: bytes, bundle: Bundle, threads: int, memory: Mapping[str, Array] | None = None, *, spins: bool = False
 ) -> InferenceSession:
     """A session over `model`, whose external initialisers lie in the bundle's blobs or, by name, in `memory`.
+
+    Threads that spin are quick between the many small operators of one call, where each has a core of its own.
 
     Arrays of `memory` may go once the session is open if the runtime repacks them; it keeps those that it does not.
     """
@@ -45,7 +47,9 @@ def open_graph(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
+    if spins:  # within a call only
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     folder = str(bundle.blobs.folder)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     if memory:

@@ -41,17 +41,27 @@ class Instance(_message.Message):
     precision: str
     def __init__(self, model: _Optional[str] = ..., layer: _Optional[int] = ..., index: _Optional[int] = ..., worker: _Optional[int] = ..., precision: _Optional[str] = ...) -> None: ...
 
+class Lack(_message.Message):
+    __slots__ = ("model", "missing_bytes")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MISSING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    missing_bytes: int
+    def __init__(self, model: _Optional[str] = ..., missing_bytes: _Optional[int] = ...) -> None: ...
+
 class RouteTable(_message.Message):
-    __slots__ = ("epoch", "workers", "instances", "incarnation")
+    __slots__ = ("epoch", "workers", "instances", "incarnation", "lacks")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     INSTANCES_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    LACKS_FIELD_NUMBER: _ClassVar[int]
     epoch: _common_pb2.Epoch
     workers: _containers.RepeatedCompositeFieldContainer[RouteWorker]
     instances: _containers.RepeatedCompositeFieldContainer[Instance]
     incarnation: str
-    def __init__(self, epoch: _Optional[_Union[_common_pb2.Epoch, _Mapping]] = ..., workers: _Optional[_Iterable[_Union[RouteWorker, _Mapping]]] = ..., instances: _Optional[_Iterable[_Union[Instance, _Mapping]]] = ..., incarnation: _Optional[str] = ...) -> None: ...
+    lacks: _containers.RepeatedCompositeFieldContainer[Lack]
+    def __init__(self, epoch: _Optional[_Union[_common_pb2.Epoch, _Mapping]] = ..., workers: _Optional[_Iterable[_Union[RouteWorker, _Mapping]]] = ..., instances: _Optional[_Iterable[_Union[Instance, _Mapping]]] = ..., incarnation: _Optional[str] = ..., lacks: _Optional[_Iterable[_Union[Lack, _Mapping]]] = ...) -> None: ...
 
 class ExpertRows(_message.Message):
     __slots__ = ("expert", "rows")
@@ -80,16 +90,18 @@ class ReportAck(_message.Message):
     def __init__(self) -> None: ...
 
 class ServedBundle(_message.Message):
-    __slots__ = ("model", "precision", "manifest_digest", "manifest_bytes")
+    __slots__ = ("model", "precision", "manifest_digest", "manifest_bytes", "numerics")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NUMERICS_FIELD_NUMBER: _ClassVar[int]
     model: str
     precision: str
     manifest_digest: str
     manifest_bytes: int
-    def __init__(self, model: _Optional[str] = ..., precision: _Optional[str] = ..., manifest_digest: _Optional[str] = ..., manifest_bytes: _Optional[int] = ...) -> None: ...
+    numerics: str
+    def __init__(self, model: _Optional[str] = ..., precision: _Optional[str] = ..., manifest_digest: _Optional[str] = ..., manifest_bytes: _Optional[int] = ..., numerics: _Optional[str] = ...) -> None: ...
 
 class LeavingModel(_message.Message):
     __slots__ = ("model", "drain_ms")

@@ -6,7 +6,7 @@ import pytest
 
 from expertmesh_common.bundle.tensors import read_tensors
 from models.moe_gguf import ARCHITECTURES, write_moe_gguf
-from models.tiny_bundle import EOS
+from models.tiny_bundle import IM_END
 
 Kind = gguf.GGMLQuantizationType
 
@@ -32,7 +32,7 @@ def test_the_bundle_says_what_file_it_came_from_and_how_it_talks(checkpoint, bun
 
     assert found.manifest.name == "tiny-q8_0"
     assert found.manifest.source.startswith("Tiny-Q8_0.gguf (")
-    assert found.manifest.tokenizer.eos_ids[0] == EOS
+    assert found.manifest.tokenizer.eos_ids[0] == IM_END
     assert found.manifest.tokenizer.chat_template == expected.manifest.tokenizer.chat_template
 
 
