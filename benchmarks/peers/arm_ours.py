@@ -7,7 +7,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from bench_decode import make_fast_engine
+from bench_decode import all_local, make_engine, make_fast_engine
 from serving import WARM_TOKENS, Prompts, serve
 from threadpoolctl import threadpool_limits
 
@@ -26,7 +26,11 @@ class Ours:
         threadpool_limits(threads)
         bundle = Bundle(folder)
         (precision,) = bundle.manifest.precisions
-        self.engine = make_fast_engine(bundle, precision, threads, slots=SLOTS, context_tokens=CONTEXT_TOKENS)
+        sizes = {"slots": SLOTS, "context_tokens": CONTEXT_TOKENS}
+        if precision == "int4":
+            self.engine = make_fast_engine(bundle, precision, threads, **sizes)
+        else:  # a top-k gate over fp32 experts has no fused form
+            self.engine = make_engine(bundle, precision, all_local(bundle, precision), threads, **sizes)
         self.about: dict[str, object] = {
             "version": version("expertmesh"),
             "onnxruntime": version("onnxruntime"),

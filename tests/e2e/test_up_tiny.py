@@ -182,7 +182,7 @@ def test_a_secure_mesh_answers_only_who_has_a_certificate(tiny_folder, folder, e
     ("arguments", "words"),
     [
         (["--workers", "1", "--budget-share", "0.5"], "raise --workers or --budget-share"),
-        (["--precision", "fp64"], "allowed are fp32, int4"),
+        (["--precision", "fp64"], "allowed are fp32, fp16, bf16, int8, int4"),
         (["--model", "/nonexistent"], "no model bundle in"),
     ],
 )
