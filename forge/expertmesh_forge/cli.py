@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from expertmesh_forge.verifying import Verified
 
 BundleFolder = Annotated[Path, typer.Argument(help="Folder of the bundle.")]
-Source = Annotated[str, typer.Argument(help="A .gguf file, or an installed package that holds one.")]
+Source = Annotated[str, typer.Argument(help="A .gguf file, a folder of safetensors, or an installed package.")]
 
 
 def register(app: typer.Typer) -> None:

@@ -22,14 +22,14 @@ __all__ = ["import_model", "parse_precisions"]
 
 def import_model(
     checkpoint: Annotated[
-        Path, typer.Argument(help="Folder of a Hugging Face MoE checkpoint: config.json, safetensors.")
+        Path, typer.Argument(help="A Hugging Face MoE checkpoint (a folder), or a .gguf file of one.")
     ],
     *,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the new bundle; a bundle that is there is replaced at the end.")
     ] = None,
     precisions: Annotated[str, typer.Option(help="Comma-separated: fp32, fp16, bf16, int8, int4.")] = "fp32,int4",
-    name: Annotated[str | None, typer.Option(help="Name of the model; default: the folder's.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model; default: the folder's or file's.")] = None,
     context_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest text to serve; default: the longest that is served exactly.")
     ] = None,
@@ -45,7 +45,7 @@ def import_model(
     token: Token = None,
     tls: TlsFolder = None,
 ) -> None:
-    """Write a Hugging Face mixture-of-experts checkpoint as a bundle, expert by expert and without torch.
+    """Write a mixture-of-experts checkpoint, from Hugging Face or GGUF, as a bundle, expert by expert and without torch.
 
     An interrupted import goes on where it ended when the same command runs again.
     """
