@@ -45,9 +45,9 @@ def import_model(
     token: Token = None,
     tls: TlsFolder = None,
 ) -> None:
-    """Write a mixture-of-experts checkpoint, from Hugging Face or GGUF, as a bundle, expert by expert and without torch.
+    """Write a mixture-of-experts checkpoint, from Hugging Face or GGUF, as a bundle, expert by expert.
 
-    An interrupted import goes on where it ended when the same command runs again.
+    Neither torch nor transformers is needed. When an import was interrupted, the same command goes on where it ended.
     """
     if on_mesh:
         asked = MeshImport(checkpoint, name or "", parse_precisions(precisions), context_tokens or 0, fresh=fresh)
