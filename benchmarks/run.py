@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("hop", "fanout", "layer", "decode", "batching", "mesh", "recovery")
+NAMES = ("hop", "fanout", "layer", "decode", "served", "batching", "mesh", "recovery")
 BUNDLE = Path("build/demo-bundle")
 PAGE = HERE.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- make bench: begin -->", "<!-- make bench: end -->"
