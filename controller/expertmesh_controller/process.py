@@ -91,9 +91,12 @@ async def serve(settings: ControllerSettings, stop: asyncio.Event) -> None:
                 await jobs.start()
                 await _either(stop, tasks[0])
         finally:
-            await jobs.stop()
-            doors = [serving.stop(settings.drain_s), *([] if door is None else [door.stop()])]
-            await _end(doors, loop, host, tasks)
+            try:
+                await jobs.stop()
+            finally:
+                access.close()
+                doors = [serving.stop(settings.drain_s), *([] if door is None else [door.stop()])]
+                await _end(doors, loop, host, tasks)
     log.info("controller stopped")
 
 
@@ -152,7 +155,7 @@ async def _either(stop: asyncio.Event, deciding: asyncio.Task[None]) -> None:
 async def _end(
     doors: Sequence[Coroutine[Any, Any, None]], loop: ControlLoop, host: ModelHost, tasks: Sequence[asyncio.Task[None]]
 ) -> None:
-    """Take no new call, end the workers' streams (they never end by themselves), let answers finish, then stop."""
+    """Take no new call, end workers' and watchers' streams, which never end by themselves, let answers finish, stop."""
     draining = [asyncio.create_task(door) for door in doors]
     for task in tasks:
         task.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -63,11 +64,14 @@ class GgufFile:
         """The metadata value under `key` as a float; `SourceError` as for `text`."""
         value = self._value(key, default)
         try:
-            return float(str(value))
+            number = float(str(value))
         except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
             raise SourceError(
                 f"metadata key {key!r} in {self.path.name} is {value!r}, not a number; this kind of file is not read"
-            ) from None
+            )
+        return number
 
     def strings(self, key: str) -> list[str]:
         """The list of texts under `key`; `SourceError` if it is absent."""
@@ -102,7 +106,13 @@ class GgufFile:
 
     def _value(self, key: str, default: object) -> object:
         field = self._reader.fields.get(key)
-        value = default if field is None else field.contents()
+        try:
+            value = default if field is None else field.contents()
+        except UnicodeDecodeError as error:
+            raise SourceError(
+                f"{self.path.name} is damaged, metadata key {key!r} holds a text that is not UTF-8 ({error}); "
+                "download it again"
+            ) from error
         if value is None:
             raise SourceError(
                 f"{self.path.name} has no metadata key {key!r}; convert the model again with a current GGUF exporter"

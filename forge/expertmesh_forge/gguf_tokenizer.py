@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from expertmesh_forge.errors import UnsupportedModel
+from expertmesh_forge.errors import SourceError, UnsupportedModel
 from expertmesh_forge.gguf_file import GgufFile
 from expertmesh_forge.gguf_sentencepiece import sentencepiece_tokenizer
 
 __all__ = ["ChatSettings", "read_chat_settings", "read_tokenizer"]
 
+_KINDS, _SCORES = "tokenizer.ggml.token_type", "tokenizer.ggml.scores"
 _CONTROL = 3
 _USER_DEFINED = 4
 
@@ -50,17 +51,19 @@ def read_tokenizer(file: GgufFile) -> Tokenizer:
 
     Raises:
         UnsupportedModel: the file names a tokenizer or a way to cut text that is not known.
+        SourceError: its lists do not belong together.
 
     """
-    kind = file.text("tokenizer.ggml.model")
+    kind, tokens = file.text("tokenizer.ggml.model"), file.strings("tokenizer.ggml.tokens")
+    kinds = file.integers(_KINDS)
+    _require_one_each(file, _KINDS, len(kinds), tokens)
     if kind == "llama":
-        tokenizer = sentencepiece_tokenizer(
-            file.strings("tokenizer.ggml.tokens"), file.reals("tokenizer.ggml.scores"), _kinds(file),
-            prefix=file.text("tokenizer.ggml.add_space_prefix", "True") == "True",
-        )  # fmt: skip
+        scores = file.reals(_SCORES)
+        _require_one_each(file, _SCORES, len(scores), tokens)
+        prefix = file.text("tokenizer.ggml.add_space_prefix", "True") == "True"
+        tokenizer = sentencepiece_tokenizer(tokens, scores, kinds, prefix=prefix)
     else:
         tokenizer = _byte_level(file, kind)
-    tokens, kinds = file.strings("tokenizer.ggml.tokens"), _kinds(file)
     tokenizer.add_special_tokens(_marked(tokens, kinds, _CONTROL))
     tokenizer.add_tokens(_marked(tokens, kinds, _USER_DEFINED))
     chat = read_chat_settings(file)
@@ -70,6 +73,13 @@ def read_tokenizer(file: GgufFile) -> Tokenizer:
             single=[begin, "$A"], pair=[begin, "$A", begin, "$B"], special_tokens=[(begin, chat.bos_id)]
         )
     return tokenizer
+
+
+def _require_one_each(file: GgufFile, key: str, count: int, tokens: list[str]) -> None:
+    if count != len(tokens):
+        raise SourceError(
+            f"{file.path.name} is damaged, {key} has {count} entries for {len(tokens)} tokens; download it again"
+        )
 
 
 def _byte_level(file: GgufFile, kind: str) -> Tokenizer:
@@ -82,7 +92,11 @@ def _byte_level(file: GgufFile, kind: str) -> Tokenizer:
     vocab = {token: index for index, token in enumerate(file.strings("tokenizer.ggml.tokens"))}
     pairs = (merge.partition(" ") for merge in file.strings("tokenizer.ggml.merges"))
     merges = [(left, right) for left, _, right in pairs]
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=split in _WHOLE_WORDS_FIRST))
+    try:
+        model = models.BPE(vocab=vocab, merges=merges, ignore_merges=split in _WHOLE_WORDS_FIRST)
+    except Exception as error:  # the library raises bare exceptions
+        raise SourceError(f"{file.path.name} is damaged, {error}; download it again") from error
+    tokenizer = Tokenizer(model)
     if split in _COMPOSED:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(_PRE_TOKENIZERS[split])
@@ -95,9 +109,10 @@ def read_chat_settings(file: GgufFile) -> ChatSettings:
     tokens = file.strings("tokenizer.ggml.tokens")
     bos, template = "tokenizer.ggml.bos_token_id", "tokenizer.chat_template"
     by_default = str(file.text("tokenizer.ggml.model", "") == "llama")
+    begin = file.integer(bos) if file.has(bos) else None
     return ChatSettings(
         chat_template=file.text(template) if file.has(template) else None,
-        bos_id=file.integer(bos) if file.has(bos) else None,
+        bos_id=begin if begin is not None and 0 <= begin < len(tokens) else None,
         eos_ids=_end_ids(file, tokens),
         adds_bos=file.text("tokenizer.ggml.add_bos_token", by_default) == "True",
     )
@@ -108,11 +123,8 @@ def _end_ids(file: GgufFile, tokens: list[str]) -> tuple[int, ...]:
     names = ("<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|im_end|>")
     ids = {tokens.index(name) for name in names if name in tokens}
     own = [f"tokenizer.ggml.{which}_token_id" for which in ("eos", "eot")]
-    return tuple(sorted(ids | {file.integer(key) for key in own if file.has(key)}))
-
-
-def _kinds(file: GgufFile) -> list[int]:
-    return file.integers("tokenizer.ggml.token_type")
+    ids |= {file.integer(key) for key in own if file.has(key)}
+    return tuple(sorted(one for one in ids if 0 <= one < len(tokens)))
 
 
 def _marked(tokens: list[str], kinds: list[int], kind: int) -> list[AddedToken]:

@@ -15,6 +15,7 @@ import onnx
 from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.bundle.manifest import Blob, Expert, Gate, Graph, Layer, Precision
 from expertmesh_common.bundle.tensors import read_tensors, read_views
+from expertmesh_common.chat_templates import template_sandbox
 from expertmesh_common.errors import CorruptData, MeshError
 from expertmesh_common.graphs.expert import ExpertShape, expert_graph
 
@@ -175,6 +176,6 @@ def _text(bundle: Bundle) -> Problems:
         yield f"the tokenizer does not load: {error}"
     if about.chat_template is not None:
         try:
-            jinja2.Environment().parse(bundle.path(about.chat_template).read_text(encoding="utf-8"))  # noqa: S701
+            template_sandbox().parse(bundle.path(about.chat_template).read_text(encoding="utf-8"))
         except (jinja2.TemplateSyntaxError, UnicodeDecodeError) as error:
             yield f"the chat template does not parse: {error}"

@@ -154,7 +154,7 @@ def _picked(
     )  # fmt: skip
     if gate.scale != 1.0:
         graph.add("Mul", ("unscaled", graph.value("weight_scale", np.array([gate.scale], np.float32))), COMBINED)
-    return graph.stacked(scores, len(experts))
+    return graph.stacked(probabilities, len(experts))
 
 
 def _explicit(graph: _Nodes, gate: Gate, router: Mapping[str, Array], logits: str) -> tuple[str, str]:

@@ -21,22 +21,31 @@ class BundlesHub:
         self.offer = Offer()
         self.watchers = 0
         self._changed = asyncio.Event()
+        self._closed = False
 
     def publish(self, bundles: Iterable[ServedBundle], leaving: Iterable[LeavingModel] = ()) -> None:
         """Make this the newest offer."""
         self.offer = Offer(tuple(bundles), tuple(leaving))
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+        self._tell_change()
+
+    def close(self) -> None:
+        """Let watchers go: no offer will come."""
+        self._closed = True
+        self._tell_change()
 
     async def watch(self) -> AsyncIterator[Offer]:
         self.watchers += 1
         try:
-            while True:
+            while not self._closed:
                 changed = self._changed
                 yield self.offer
                 await changed.wait()
         finally:
             self.watchers -= 1
+
+    def _tell_change(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
 
 class BundleBlobs(BlobStore):

@@ -146,9 +146,11 @@ class ControlLoop:
             leading.cancel()
 
     async def stop(self) -> None:
-        """Give the lease back and end the workers' streams; they keep serving and look for a controller."""
+        """Give the lease back and end all streams; workers and gateways keep serving and look for a controller."""
         await self.leadership.release()
         self.registry.close()
+        self.routes.close()
+        self.bundles.close()
 
     def view(self) -> View:
         table = self.routes.table or RouteTable()

@@ -54,7 +54,7 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):
         context: Context,  # noqa: ARG002
     ) -> operations_pb2.ListExpertsResponse:
         view = self._loop.view()
-        _check_model(view, request.model)
+        self._check_model(view, request.model)
         experts = [
             operations_pb2.ExpertPlacement(
                 expert=key.to_ref(),
@@ -78,7 +78,7 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):
             DeadlinePassed: there is room for everything, but it is not loaded yet.
 
         """
-        _check_model(self._loop.view(), request.model)
+        self._check_model(self._loop.view(), request.model)
         remaining_s = context.time_remaining()
         wait_s = WAIT_DEFAULT_S if remaining_s is None else max(remaining_s - ANSWER_S, 0.0)
         try:
@@ -111,6 +111,12 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):
     ) -> operations_pb2.UnserveModelResponse:
         return await self._models.unserve(request)
 
+    def _check_model(self, view: View, model: str) -> None:
+        # Models that gateways hold whole have no experts in the catalogue.
+        names = {key.model for key in view.catalogue} | self._models.names
+        if model and model not in names:
+            raise NotHere(f"model {model!r} is not served here; served: {', '.join(sorted(names)) or 'none'}")
+
     async def _ready(self, model: str) -> None:
         while not _is_ready(self._loop.view(), model):
             await self._loop.changed()
@@ -140,12 +146,6 @@ def _readiness(view: View, model: str) -> operations_pb2.WaitReadyResponse:
 
 def _experts(view: View, model: str) -> int:
     return sum(model in ("", key.model) for key in view.catalogue)
-
-
-def _check_model(view: View, model: str) -> None:
-    names = sorted({key.model for key in view.catalogue})
-    if model and model not in names:
-        raise NotHere(f"model {model!r} is not served here; served: {', '.join(names) or 'none'}")
 
 
 def node_state(member: Member, view: View) -> str:

@@ -22,14 +22,19 @@ class RoutesHub:
         self._changed = asyncio.Event()
         self._seen: dict[int, Epoch] = {}
         self._watchers = 0
+        self._closed = False
 
     def publish(self, table: RouteTable) -> None:
         """Make `table` the newest; an epoch that is not later than the last one is a mistake of the caller."""
         if self.table is not None and table.epoch <= self.table.epoch:
             raise ValueError(f"epoch {table.epoch} does not follow {self.table.epoch}")
         self.table = table
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+        self._tell_change()
+
+    def close(self) -> None:
+        """Let watchers go: no table will come."""
+        self._closed = True
+        self._tell_change()
 
     def seen(self) -> Epoch | None:
         """The oldest epoch that a watcher may still use; None when nobody watches."""
@@ -41,7 +46,7 @@ class RoutesHub:
         self._seen[watcher] = used
         self._on_seen()
         try:
-            while True:
+            while not self._closed:
                 changed, table = self._changed, self.table
                 if table is not None and table.epoch > used:
                     yield table
@@ -55,3 +60,7 @@ class RoutesHub:
 
     async def report(self, report: GatewayReport) -> None:
         self._on_report(report)
+
+    def _tell_change(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()

@@ -107,6 +107,9 @@ class BundleFollower:
             except MeshError as error:
                 log.warning("model %s is not served here yet: %s", bundle.model, error)
                 whole = False
+            except Exception:  # one that does not fit into memory, say, must not end those that run
+                log.exception("model %s is not served here", bundle.model)
+                whole = False
         return whole
 
     def _end(self, name: str, group: asyncio.TaskGroup) -> None:

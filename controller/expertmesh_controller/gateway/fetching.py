@@ -40,12 +40,20 @@ class BundleCache:
 
         Raises:
             InvalidInput, CorruptData: the manifest is not one that this version can serve.
-            NotHere, Unavailable: the control loop does not have a blob, or is away; what came stays for the next try.
+            NotHere: the control loop does not have a blob.
+            Unavailable: it is away, or the disk takes no more; what came stays for the next try.
 
         """
         local = self._local.get(wanted.manifest_digest)
         if local is not None:
             return Bundle(local)
+        try:
+            return await self._fetched(wanted)
+        except OSError as error:  # experts of a model that is held whole may well fill a disk
+            what = f"the files of {wanted.model} cannot be kept in {self._root}: {error.strerror or error}"
+            raise Unavailable(f"{what}; make room there, or name another folder with --cache") from error
+
+    async def _fetched(self, wanted: ServedBundle) -> Bundle:
         folder = self._root / wanted.manifest_digest
         data = await self._manifest(wanted)
         manifest = parse_manifest(data.decode(errors="replace"), f"the manifest of {wanted.model}")

@@ -66,18 +66,20 @@ class Gateway:
         self._codec = TextCodec(bundle)
         self.engine = self._make_engine(plane, clock, spans)
         self._follower = RouteFollower(routes, plane, clock, gateway_id, self.name)
+        served = self._served()
         self.inference = ModelAnswers(
             self.engine,
             self._codec,
-            self._served(),
+            served,
             clock,
             default_deadline_s=self.settings.default_deadline_s,
             ready=lambda: self.ready,
         )
         self.gates = load_gates(bundle)
         self.explainer = TextExplainer(
-            self.engine, self._codec, self.gates, self.holders, clock, context_tokens=self._served().context_tokens
-        )
+            self.engine, self._codec, self.gates, self.holders, clock,
+            context_tokens=served.context_tokens, numerics=served.numerics,
+        )  # fmt: skip
         self.latencies = Latencies(sla_window_s, clock)
         self._tasks: list[asyncio.Task[None]] = []
 

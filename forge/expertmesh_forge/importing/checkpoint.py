@@ -14,7 +14,7 @@ from expertmesh_forge.dense_model import Floats
 from expertmesh_forge.errors import BadWeights, SourceError, UnsupportedModel
 from expertmesh_forge.importing.config import CheckpointConfig, read_json
 from expertmesh_forge.importing.licensing import read_licence
-from expertmesh_forge.importing.shards import READ_DTYPES, StoredTensor, read_header, read_tensor
+from expertmesh_forge.importing.shards import CODE_DTYPES, READ_DTYPES, StoredTensor, read_header, read_tensor
 from expertmesh_forge.importing.tokenizing import TextFiles, read_text_files
 
 __all__ = ["Checkpoint", "open_checkpoint"]
@@ -63,22 +63,19 @@ class Checkpoint:
         return values
 
     def read_bytes(self, name: str, shape: tuple[int, ...], part: int | None = None) -> NDArray[np.uint8]:
-        """As `read`, of a tensor that holds packed codes: uint8, unchecked."""
-        stored = self.stored(name, shape)
-        if stored.dtype != "U8":
-            raise BadWeights(f"{stored.file}: tensor {name} must be U8, it is {stored.dtype}")
-        return read_tensor(stored, part).view(np.uint8)
+        """As `read`, of a tensor that holds packed codes: uint8, whatever their values."""
+        return read_tensor(self.stored(name, shape, CODE_DTYPES), part).view(np.uint8)
 
-    def stored(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
-        """Where the tensor lies, once it is known to have `shape` and a dtype that is read."""
+    def stored(self, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...] = READ_DTYPES) -> StoredTensor:
+        """Where the tensor lies, once it is known to have `shape` and one of `dtypes`."""
         found = self.tensors[self.first((name,))]
         if found.shape != shape:
             raise BadWeights(
                 f"{found.file}: tensor {found.name} has shape {list(found.shape)}, the config asks for {list(shape)}"
             )
-        if found.dtype not in READ_DTYPES:
+        if found.dtype not in dtypes:
             raise UnsupportedModel(
-                f"{found.file}: tensor {name} is {found.dtype}; read are {', '.join(READ_DTYPES)}. "
+                f"{found.file}: tensor {name} is {found.dtype}; read are {', '.join(dtypes)}. "
                 "Take the bf16 or fp16 form of this checkpoint"
             )
         return found

@@ -117,7 +117,7 @@ def read_json(path: Path) -> CheckpointConfig:
         raise SourceError(f"{path} is missing: give the folder of a Hugging Face checkpoint") from None
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise SourceError(f"{path} is not valid JSON ({error}); copy it again") from error
     if not isinstance(values, dict):
         raise SourceError(f"{path} must hold a JSON object, it holds a {type(values).__name__}")

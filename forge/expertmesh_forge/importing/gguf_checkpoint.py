@@ -57,9 +57,9 @@ def open_gguf(path: Path) -> GgufCheckpoint:
     """
     files = _parts(path)
     first = files[0]
-    config = read_gguf_config(first)
     naming = architecture_of(first).naming
     tensors = _tensors(files)
+    config = read_gguf_config(first, tensors)
     require_tensors(path, tensors, naming, config.size("num_hidden_layers"), config.size("num_experts"))
     heads = config.size("num_attention_heads"), config.size("num_key_value_heads")
     held = hugging_face_names(tensors, naming, *heads)
@@ -103,7 +103,7 @@ def _stored(tensor: GgufTensor) -> StoredTensor:
 
 def _texts(file: GgufFile) -> TextFiles:
     chat, end = read_chat_settings(file), "tokenizer.ggml.eos_token_id"
-    own = (file.integer(end),) if file.has(end) else ()
+    own = [one for one in chat.eos_ids if file.has(end) and one == file.integer(end)]
     return TextFiles(
         tokenizer_json=read_tokenizer(file).to_str(),
         chat_template=chat.chat_template,

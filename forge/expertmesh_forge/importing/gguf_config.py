@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from expertmesh_forge.errors import UnsupportedModel
+from expertmesh_forge.errors import SourceError, UnsupportedModel
 from expertmesh_forge.gguf_file import GgufFile
 from expertmesh_forge.gguf_reader import shortest_decimal
+from expertmesh_forge.gguf_tensor import GgufTensor
 from expertmesh_forge.importing.config import CheckpointConfig
 from expertmesh_forge.importing.gguf_names import Naming
 
 __all__ = ["ARCHITECTURES", "Architecture", "architecture_of", "read_gguf_config"]
+
+Tensors = Mapping[str, GgufTensor]
 
 _SIZES = {
     "num_hidden_layers": "block_count",
@@ -74,17 +77,18 @@ def architecture_of(file: GgufFile) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def read_gguf_config(file: GgufFile) -> CheckpointConfig:
-    """The config of a mixture of experts.
+def read_gguf_config(file: GgufFile, tensors: Tensors) -> CheckpointConfig:
+    """The config of a mixture of experts; `tensors` are those of all its files, of which `file` is the first.
 
     Raises:
-        SourceError: a value is missing.
+        SourceError: a value is missing or impossible.
         UnsupportedModel: the file says something that no config of its family can say.
 
     """
     name, kind = file.text("general.architecture"), architecture_of(file)
     _refuse_variants(file, name)
     sizes = {key: file.integer(f"{name}.{said}") for key, said in _SIZES.items()}
+    _require_possible(file, sizes, tensors)
     heads = sizes["num_attention_heads"]
     head_dim = file.integer(f"{name}.attention.key_length", sizes["hidden_size"] // heads)
     _require_whole_heads(file, name, head_dim)
@@ -97,13 +101,13 @@ def read_gguf_config(file: GgufFile) -> CheckpointConfig:
         "vocab_size": len(file.strings("tokenizer.ggml.tokens")),
         "rms_norm_eps": shortest_decimal(file.real(f"{name}.attention.layer_norm_rms_epsilon")),
         "rope_theta": shortest_decimal(file.real(f"{name}.rope.freq_base", 10_000.0)),
-        "tie_word_embeddings": "output.weight" not in file.tensors,
+        "tie_word_embeddings": "output.weight" not in tensors,
         **_rope_scaling(file, name),
         **kind.says,
         **_extras(file, name),
     }
     if kind.model_type.startswith("qwen"):
-        values |= _qwen_values(file, name)
+        values |= _qwen_values(file, name, tensors)
     return CheckpointConfig(file.path, values)
 
 
@@ -119,27 +123,34 @@ def _extras(file: GgufFile, name: str) -> dict[str, object]:
     return found
 
 
-def _qwen_values(file: GgufFile, name: str) -> dict[str, object]:
+def _require_possible(file: GgufFile, sizes: Mapping[str, int], tensors: Tensors) -> None:
+    """Before anything is counted up to a number that a damaged file says."""
+    for key, value in sizes.items():
+        if value < 1 or (key == "num_hidden_layers" and value > len(tensors)):
+            raise SourceError(f"{file.path} is damaged, its {_SIZES[key]} is {value}; download it again")
+
+
+def _qwen_values(file: GgufFile, name: str, tensors: Tensors) -> dict[str, object]:
     layers = range(file.integer(f"{name}.block_count"))
-    dense = [layer for layer in layers if f"blk.{layer}.ffn_gate.weight" in file.tensors]
+    dense = [layer for layer in layers if f"blk.{layer}.ffn_gate.weight" in tensors]
     values: dict[str, object] = {
         "mlp_only_layers": dense,
-        "qkv_bias": "blk.0.attn_q.bias" in file.tensors,
-        "moe_intermediate_size": _width(file, f"{name}.expert_feed_forward_length", "ffn_gate_exps"),
+        "qkv_bias": "blk.0.attn_q.bias" in tensors,
+        "moe_intermediate_size": _width(file, f"{name}.expert_feed_forward_length", tensors, "ffn_gate_exps"),
     }
     if dense:
         values["intermediate_size"] = file.integer(f"{name}.feed_forward_length")
     if name == "qwen2moe":
         key = f"{name}.expert_shared_feed_forward_length"
-        values["shared_expert_intermediate_size"] = _width(file, key, "ffn_gate_shexp")
+        values["shared_expert_intermediate_size"] = _width(file, key, tensors, "ffn_gate_shexp")
     return values
 
 
-def _width(file: GgufFile, key: str, tensor: str) -> int:
+def _width(file: GgufFile, key: str, tensors: Tensors, part: str) -> int:
     """Early files lack the key, and what stands in for it there is the width of the tensor itself."""
     if file.integer(key, 0):
         return file.integer(key)
-    found = next((held for name, held in file.tensors.items() if name.endswith(f".{tensor}.weight")), None)
+    found = next((held for name, held in tensors.items() if name.endswith(f".{part}.weight")), None)
     return found.shape[-2] if found is not None and len(found.shape) > 1 else file.integer(key)
 
 

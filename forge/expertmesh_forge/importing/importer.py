@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
@@ -33,6 +33,8 @@ __all__ = ["ImportCancelled", "ImportRequest", "Imported", "OutOfSpace", "import
 
 # Changes when the same settings give other bytes, so that no import goes on with layers of an older program.
 _LAYOUT = 1
+# Of a GGUF file: what it ends with, and its number among the parts of a model.
+_ENDING = re.compile(r"(-\d{5}-of-\d{5})?\.gguf$", re.IGNORECASE)
 
 
 class OutOfSpace(ForgeError):
@@ -83,9 +85,11 @@ def import_checkpoint(
         BadWeights: a tensor is missing, misshapen or not finite.
         BundleError: `folder` holds something that is not a bundle, or another import writes there.
         OutOfSpace: the disk is full.
-        ImportCancelled: `cancelled` said so, between two experts.
+        ImportCancelled: `cancelled` said so, between two experts or while finished layers are checked.
 
     """
+    # What lies beside the bundle is renamed to it at the end, so `.` and links must not stand for it until then.
+    request = replace(request, folder=request.folder.resolve())
     require_replaceable(request.folder)
     name = _checked_name(request)
     checkpoint = open_source(request.source)
@@ -95,9 +99,9 @@ def import_checkpoint(
     _go_through(checkpoint, family, plan, request.precisions)
     key = _key(checkpoint, plan, request)
     with _room(request.folder), growing(request.folder, key, fresh=request.fresh) as grown:
-        grown.recall(lambda done, total: on_progress("check", done, total))
-        resumed = len(grown.done)
         counter = _Counter(plan, on_progress, cancelled)
+        grown.recall(counter.check)
+        resumed = len(grown.done)
         writer = CheckpointWriter(checkpoint, family, plan, request.precisions, grown.blobs, counter.piece)
         for index in range(len(plan.layers) + 1):
             if index in grown.done:
@@ -118,10 +122,14 @@ class _Counter:
         self._sizes = [1 + layer.experts for layer in plan.layers] + [1]
         self._done, self._report, self._cancelled = 0, on_progress, cancelled
 
+    def check(self, done: int, total: int) -> None:
+        """Of the layers that earlier runs finished, each is read whole, which takes a while too."""
+        self._report("check", done, total)
+        self._require_wanted()
+
     def piece(self) -> None:
         self._advance(1)
-        if self._cancelled():
-            raise ImportCancelled("the import was cancelled; run it again to go on with the layers that are finished")
+        self._require_wanted()
 
     def skip(self, index: int) -> None:
         self._advance(self._sizes[index])
@@ -129,6 +137,10 @@ class _Counter:
     def _advance(self, count: int) -> None:
         self._done += count
         self._report("import", self._done, sum(self._sizes))
+
+    def _require_wanted(self) -> None:
+        if self._cancelled():
+            raise ImportCancelled("the import was cancelled; run it again to go on with the layers that are finished")
 
 
 def _go_through(checkpoint: Checkpoint, family: Family, plan: ModelPlan, precisions: Sequence[Precision]) -> None:
@@ -195,10 +207,8 @@ def _manifest(name: str, checkpoint: Checkpoint, plan: ModelPlan, texts: TextFil
 
 def _checked_name(request: ImportRequest) -> str:
     if request.name is None:
-        kept = (
-            re.sub(r"[^A-Za-z0-9._-]+", "-", request.source.resolve().name.removesuffix(".gguf")).strip("-._").lower()
-        )
-        return kept[:128] or "imported"
+        stem = _ENDING.sub("", request.source.resolve().name)
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._").lower()[:128] or "imported"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", request.name):
         raise UnsupportedModel(
             f"the name {request.name!r} is not possible: up to 128 letters, digits, dots, dashes and underscores, "

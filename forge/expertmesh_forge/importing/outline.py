@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from expertmesh_forge.dense_model import Floats
 from expertmesh_forge.errors import UnsupportedModel
 from expertmesh_forge.importing.checkpoint import Checkpoint
+from expertmesh_forge.importing.shards import CODE_DTYPES
 
 __all__ = ["Outline", "refuse_strangers"]
 
@@ -26,14 +27,15 @@ class Outline(Checkpoint):
 
     def read(self, name: str, shape: tuple[int, ...], part: int | None = None) -> Floats:
         """Zeros of the shape that reading would give."""
-        return np.broadcast_to(np.float32(0), self._note(name, shape, part))
+        self.stored(name, shape)
+        return np.broadcast_to(np.float32(0), self._noted(name, shape, part))
 
     def read_bytes(self, name: str, shape: tuple[int, ...], part: int | None = None) -> NDArray[np.uint8]:
         """Zeros of the shape that reading would give."""
-        return np.broadcast_to(np.uint8(0), self._note(name, shape, part))
+        self.stored(name, shape, CODE_DTYPES)
+        return np.broadcast_to(np.uint8(0), self._noted(name, shape, part))
 
-    def _note(self, name: str, shape: tuple[int, ...], part: int | None) -> tuple[int, ...]:
-        self.stored(name, shape)
+    def _noted(self, name: str, shape: tuple[int, ...], part: int | None) -> tuple[int, ...]:
         self.seen.add(name)
         return shape if part is None else shape[1:]
 

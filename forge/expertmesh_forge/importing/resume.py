@@ -7,6 +7,7 @@ others starts its own. A journal line is one finished layer; it counts only if e
 from __future__ import annotations
 
 import fcntl
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,7 +53,10 @@ class Growing:
 
     def recall(self, on_check: Callable[[int, int], None]) -> None:
         """Find the steps that earlier runs finished and whose blobs are all still whole."""
-        lines = self._journal.read().splitlines()
+        text = self._journal.read()
+        if text and not text.endswith("\n"):
+            self._journal.write("\n")  # or the next step would be lost in the line that was cut short
+        lines = text.splitlines()
         for number, line in enumerate(lines, 1):
             step = self._whole_step(line)
             if step is not None:
@@ -125,4 +129,7 @@ def _claim(journal: TextIO, bundle: Path) -> None:
 
 def leftovers(bundle: Path) -> list[Path]:
     """Folders that imports into `bundle` left and that are not finished."""
-    return sorted(path for path in bundle.parent.glob(f".{bundle.name}.*{_SUFFIX}") if path.is_dir())
+    bundle = bundle.resolve()
+    # Not by a pattern of the file system: `.model.*` would take those of a neighbour that is called model.v2 as well.
+    own = re.compile(rf"\.{re.escape(bundle.name)}\.[0-9a-f]{{12}}{re.escape(_SUFFIX)}")
+    return sorted(path for path in bundle.parent.glob(f".*{_SUFFIX}") if own.fullmatch(path.name) and path.is_dir())

@@ -39,8 +39,12 @@ class RopeSettings:
 
 
 def rope_settings(config: CheckpointConfig, dim: int) -> RopeSettings:
-    """What the config says, in either spelling: `rope_parameters`, or `rope_theta` beside `rope_scaling`."""
-    given = config.section("rope_parameters" if config.has("rope_parameters") else "rope_scaling")
+    """What the config says, in either spelling: `rope_parameters`, or `rope_theta` beside `rope_scaling`.
+
+    Where both are there, `rope_scaling` counts: people add it by hand to serve longer texts.
+    """
+    scaling = config.section("rope_scaling")
+    given = scaling if scaling.values else config.section("rope_parameters")
     theta = given if given.has("rope_theta") else config
     context = config.size("max_position_embeddings")
     # Phi keeps the trained length beside the rope parameters, and there it counts more.

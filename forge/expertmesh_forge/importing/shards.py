@@ -18,7 +18,7 @@ import numpy as np
 from expertmesh_common.bundle.tensors import Array
 from expertmesh_forge.errors import BadWeights, SourceError
 
-__all__ = ["READ_DTYPES", "StoredTensor", "read_header", "read_tensor"]
+__all__ = ["CODE_DTYPES", "READ_DTYPES", "StoredTensor", "read_header", "read_tensor"]
 
 _MAX_HEADER_BYTES = 256 * 2**20
 _DTYPES = {
@@ -27,7 +27,10 @@ _DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "U8": np.dtype(np.uint8),
 }
-READ_DTYPES = tuple(_DTYPES)
+READ_DTYPES = ("F32", "F16", "BF16")
+"""What weights are read from."""
+CODE_DTYPES = ("U8",)
+"""What packed codes are read from: no weights before they are unpacked."""
 _ITEM_BITS = {"F64": 64, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8}
 
 
@@ -59,11 +62,11 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             header = json.loads(file.read(length))
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}; fetch it again") from error
-    except (struct.error, ValueError) as error:
+    except (struct.error, ValueError, RecursionError) as error:
         raise SourceError(f"{path} is not a safetensors file: {error}; fetch it again") from error
     try:
         found = [_stored(path, name, entry, 8 + length) for name, entry in header.items() if name != "__metadata__"]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise SourceError(f"{path} has a broken safetensors header: {error}; fetch it again") from error
     for tensor in found:
         if tensor.offset + tensor.size_bytes > file_bytes:
@@ -76,7 +79,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def read_tensor(tensor: StoredTensor, part: int | None = None) -> Array:
-    """The tensor, or item `part` along its first axis, as it is stored; its dtype must be one of `READ_DTYPES`.
+    """The tensor, or item `part` along its first axis, as it is stored; its dtype must be one of the two lists above.
 
     Raises:
         BadWeights: the file ended early.

@@ -75,15 +75,19 @@ def _optional(path: Path) -> CheckpointConfig:
 
 def _chat_template(folder: Path, about: CheckpointConfig) -> str | None:
     path = folder / "chat_template.jinja"
-    if path.is_file():
-        text, origin = path.read_text(encoding="utf-8"), path
-    else:
+    if not path.is_file():
         found = _template_of(about.values.get("chat_template"))
-        if found is None:
-            return None
-        text, origin = found, about.path
+        return None if found is None else _parsing(found, about.path)
     try:
-        jinja2.Environment().parse(text)  # noqa: S701 - parsed only; serving renders text, not HTML
+        return _parsing(path.read_text(encoding="utf-8"), path)
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path} is no text in UTF-8: {error}; fetch it again") from error
+
+
+def _parsing(text: str, origin: Path) -> str:
+    try:
+        # With what serving gives templates; parsed only, and what serving renders is text, not HTML.
+        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)  # noqa: S701
     except jinja2.TemplateSyntaxError as error:
         raise SourceError(f"{origin}: the chat template does not parse: {error}") from error
     return text

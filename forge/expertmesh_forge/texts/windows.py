@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from expertmesh_forge.errors import TextsError
+from expertmesh_common.chat_templates import template_sandbox
+from expertmesh_forge.errors import SourceError, TextsError
 from expertmesh_forge.texts.documents import DOMAINS, Document, Domain
 
 __all__ = ["TextWindows", "cut_windows"]
@@ -96,5 +97,7 @@ def _as_chat(text: str, template: str) -> str:
         {"role": "user", "content": f"Continue this text:\n\n{question.strip()}"},
         {"role": "assistant", "content": answer.strip()},
     ]
-    environment = jinja2.Environment(autoescape=False)  # noqa: S701 - the text goes to a tokenizer, not a browser
-    return environment.from_string(template).render(messages=messages)
+    try:
+        return template_sandbox().from_string(template).render(messages=messages)
+    except (jinja2.TemplateError, ValueError, TypeError) as error:
+        raise SourceError(f"the model's chat template cannot be used for calibration: {error}") from error

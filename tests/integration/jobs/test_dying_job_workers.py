@@ -15,7 +15,7 @@ async def test_a_task_whose_process_is_killed_is_tried_again_and_goes_on(mesh, l
     job = await mesh.client.jobs.start_import(long_checkpoint, name="big", precisions=PRECISIONS)
     kill(await mesh.held(job, 2 * STEPS_A_LAYER))
     job = await mesh.ended(job)
-    assert (job.state, job.attempt) == ("done", 2)
+    assert (job.state, job.attempt, job.error) == ("done", 2, "")
     assert "SIGKILL" in job.note
     assert job.imported is not None
     assert job.imported.resumed_steps >= 2
@@ -29,7 +29,7 @@ async def test_a_job_worker_that_is_killed_is_replaced_and_its_job_goes_on(mesh,
     kill(worker)
     await gone(task)
     job = await mesh.ended(job)
-    assert (job.state, job.attempt) == ("done", 2)
+    assert (job.state, job.attempt, job.error) == ("done", 2, "")
     assert "its job worker died (it ended without a word)" in job.note
     assert job.imported is not None
     assert job.imported.resumed_steps >= 2
@@ -62,6 +62,7 @@ async def test_an_import_that_was_disturbed_makes_the_very_bundle_of_one_that_wa
         job = await mesh.client.jobs.start_import(long_checkpoint, name="other")
     else:
         kill(task)
-    assert [plain.state, (await mesh.ended(job)).state] == ["done", "done"]
+    job = await mesh.ended(job)
+    assert (plain.state, job.state, job.error) == ("done", "done", "")
     blobs = [{blob.digest for blob in Bundle(mesh.models / n).manifest.all_blobs()} for n in ("plain", "other")]
     assert blobs[0] == blobs[1]

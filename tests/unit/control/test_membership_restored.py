@@ -7,10 +7,19 @@ import json
 import pytest
 
 from expertmesh_common.errors import Refused
+from expertmesh_controller.control.catalogue import ExpertKey
 from expertmesh_controller.control.membership.applying import CRASHES_ALLOWED, admit, apply
-from expertmesh_controller.control.membership.hello import Capabilities, Hello
+from expertmesh_controller.control.membership.hello import Capabilities, Hello, Resident
 from expertmesh_controller.control.membership.restoring import LIVES_KEPT, last_generations
-from expertmesh_controller.control.membership.state import Broke, Cluster, Joined, Limits, Restored
+from expertmesh_controller.control.membership.state import (
+    Broke,
+    Cluster,
+    Joined,
+    Limits,
+    Ordered,
+    Restored,
+    SentOrder,
+)
 from expertmesh_controller.control.record import ControlRecord
 
 LIMITS = Limits(lease_s=3.0, order_timeout_s=30.0, retry_first_s=0.5, retry_most_s=4.0)
@@ -49,6 +58,23 @@ def test_a_ghost_that_was_faster_than_the_store_is_no_member_any_more() -> None:
     before = joined(joined(Cluster(LIMITS), "g1", 1), "g2", 2)
     cluster = restarted(before, after=joined(Cluster(LIMITS), "g1", 1))
     assert cluster.members == {}
+
+
+def test_a_ghost_that_was_faster_than_the_store_has_retired_nobody() -> None:
+    before = joined(joined(Cluster(LIMITS), "g1", 1), "g2", 2)
+    for newest in ("g2", "g3"):
+        cluster = restarted(before, after=joined(joined(Cluster(LIMITS), newest, 1), "g1", 2))
+        assert joined(cluster, newest, 3).members["a"].hello.generation == newest
+        with pytest.raises(Refused):
+            admit(cluster, hello("g1"))
+
+
+def test_a_ghost_takes_its_orders_along() -> None:
+    key = ExpertKey("m", 0, 0, "fp32")
+    late = joined(Cluster(LIMITS), "g1", 1)
+    late = apply(late, Ordered(7, SentOrder("a", "load", key, Resident("d", 1), 1.0)))
+    assert late.orders
+    assert restarted(joined(joined(Cluster(LIMITS), "g1", 1), "g2", 2), after=late).orders == {}
 
 
 def test_the_same_start_and_a_first_successor_come_back_without_suspicion() -> None:

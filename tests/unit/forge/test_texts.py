@@ -74,3 +74,15 @@ def test_windows_longer_than_any_document_are_refused(tokenizer):
 
 def test_windows_hold_token_ids(tokenizer):
     assert cut_windows(_documents(6), tokenizer, per_domain=1, window_tokens=8).tokens.dtype == np.int64
+
+
+def test_a_chat_template_of_a_checkpoint_runs_nothing_but_text():
+    from expertmesh_forge.errors import SourceError
+    from expertmesh_forge.texts.windows import _as_chat
+
+    said = _as_chat(
+        "word " * 100, "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.role }}{% endfor %}"
+    )
+    assert said == "assistant"
+    with pytest.raises(SourceError, match="chat template cannot be used"):
+        _as_chat("word " * 100, "{{ messages.__class__.__mro__[1].__subclasses__() }}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,18 @@ async def test_a_fetched_bundle_is_the_same_bundle_without_its_experts(origin: O
     assert len(origin.asked) == asked + 1  # the manifest alone
 
 
+async def test_a_model_that_is_held_whole_comes_with_its_experts(origin: Origin, bundle: Bundle, tmp_path: Path):
+    fetched = await BundleCache(origin.channel, tmp_path).bundle(replace(origin.offer, numerics="fast"))
+    experts = {expert.blobs["fp32"].digest for layer in bundle.manifest.layers for expert in layer.experts}
+    assert experts <= {path.name for path in fetched.blobs.folder.iterdir()}
+
+
+async def test_a_disk_that_takes_nothing_is_no_end_of_the_gateway(origin: Origin, tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(Unavailable, match=r"tiny cannot be kept in .*file: Not a directory; make room"):
+        await BundleCache(origin.channel, tmp_path / "file").bundle(origin.offer)
+
+
 async def test_a_blob_that_breaks_off_is_continued(origin: Origin, bundle: Bundle, tmp_path: Path):
     digest = largest(bundle)
     origin.cut_at = {digest: 1000}
@@ -152,12 +165,11 @@ class Shelf:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self.away = 0
+        self.away: list[Exception] = []
 
     async def bundle(self, wanted: ServedBundle) -> Bundle:
         if self.away:
-            self.away -= 1
-            raise Unavailable("the control loop is away")
+            raise self.away.pop()
         return self._bundle
 
 
@@ -194,7 +206,7 @@ class Host:
 
 async def test_models_come_and_go_with_the_list_and_what_cannot_be_had_is_tried_again(bundle: Bundle):
     hub, host, shelf = BundlesHub(), Host(), Shelf(bundle)
-    shelf.away = 1
+    shelf.away = [MemoryError("too large for this machine"), Unavailable("the control loop is away")]
     follower = BundleFollower(hub, shelf, host, SystemClock(), slots=2, drain_s=1)
     running = asyncio.create_task(follower.run())
     hub.publish([A])

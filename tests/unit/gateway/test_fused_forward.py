@@ -80,6 +80,23 @@ def test_the_rows_of_a_top_k_gate_are_counted_exactly_however_they_come_together
     np.testing.assert_allclose(shares, (tiny.SHARED_WIDTH + 2 * tiny.EXPERT_WIDTH) / layers[0].total_width)
 
 
+def test_whoever_asks_while_waiting_rows_are_counted_misses_none(bundle, monkeypatch) -> None:
+    gate = bundle.manifest.layers[0].gate.model_copy(update={"picker": "top_k", "max_k": 1})
+    picks = picks_of([bundle.manifest.layers[0].model_copy(update={"gate": gate})])
+    count, asked = picks._count, []
+
+    def counted(waiting):
+        if not asked:
+            asked.append(0)
+            asked[0] = sum(picks.rows().values())
+        return count(waiting)
+
+    monkeypatch.setattr(picks, "_count", counted)
+    picks.take(np.zeros((FOLD_ROWS, 1, tiny.EXPERTS), np.float32))
+    assert asked == [FOLD_ROWS]
+    assert sum(picks.rows().values()) == FOLD_ROWS
+
+
 def test_a_model_without_a_fused_form_is_refused_with_the_layer(bundle) -> None:
     gate = bundle.manifest.layers[1].gate.model_copy(update={"max_k": 2})
     layers = list(bundle.manifest.layers)

@@ -50,6 +50,8 @@ class TokenBook:
         self._published: tuple[bytes, tuple[str, ...]] | None = None
         self._turn = asyncio.Lock()
         self.changed = asyncio.Event()
+        self.closed = False
+        """Nothing will change any more."""
         doorkeeper.await_list()
 
     def configure(self, tokens: Iterable[TokenRecord]) -> None:
@@ -121,6 +123,11 @@ class TokenBook:
         except Unavailable as error:
             log.warning("given-out tokens are not known yet: %s", error)
 
+    def close(self) -> None:
+        """Let those who wait for `changed` go."""
+        self.closed = True
+        self._tell_change()
+
     async def run(self) -> None:
         """Follow the store, and the ends of tokens, until cancelled."""
         while True:
@@ -163,6 +170,9 @@ class TokenBook:
             return
         self._published = (self._record.pass_key, good)
         self._doorkeeper.publish(self.accepted())
+        self._tell_change()
+
+    def _tell_change(self) -> None:
         changed, self.changed = self.changed, asyncio.Event()
         changed.set()
 

@@ -77,7 +77,7 @@ class AccessService(access_pb2_grpc.AccessServicer):
         context: Context,  # noqa: ARG002
     ) -> AsyncIterator[access_pb2.AcceptedTokens]:
         holder = current_caller().token_id or BOOTSTRAP
-        while True:
+        while not self._book.closed:
             changed = self._book.changed
             yield to_proto(self._book.accepted(), self._book.pass_of(holder), self._clock)
             await changed.wait()

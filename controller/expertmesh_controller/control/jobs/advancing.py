@@ -11,8 +11,8 @@ from expertmesh_controller.control.jobs.record import Job, JobState
 ATTEMPTS = 2
 """A job whose worker died is tried once more: imports go on where they were."""
 
-SILENT_S = 2.0
-"""How long nobody may vouch for a task under way; beats are read after the task's own word."""
+SILENT_S = 6.0
+"""How long nobody may vouch for a task under way, on a machine that is busy with the task itself."""
 BEGIN_S = 30.0
 """A task that nobody began for so long, although a job worker lives, was lost on the way."""
 

@@ -159,6 +159,8 @@ class JobKeeper:
 
         Nothing is counted as a failed attempt.
         """
+        if self._record is None:  # the store never said which jobs there are
+            return
         try:
             async with self._turn:
                 for job in self._current.with_workers():

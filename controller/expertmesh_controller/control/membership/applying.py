@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import reduce
 
 from expertmesh_common.errors import Refused
 from expertmesh_controller.control.membership.hello import Hello
-from expertmesh_controller.control.membership.restoring import RETIRED_KEPT, restored
+from expertmesh_controller.control.membership.restoring import RETIRED_KEPT, ghosts, restored
 from expertmesh_controller.control.membership.state import (
     Answered,
     Broke,
@@ -57,7 +58,7 @@ def apply(cluster: Cluster, event: Event) -> Cluster:  # noqa: C901, PLR0911 - o
         case Suspected():
             return _suspected(cluster, event)
         case Restored():
-            return restored(cluster, event)
+            return restored(reduce(_without, ghosts(cluster, event), cluster), event)
     member = cluster.member_of(event.connection)
     if member is None:
         return cluster

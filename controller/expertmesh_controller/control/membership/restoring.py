@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from expertmesh_controller.control.membership.state import Cluster, Life, Restored
+from expertmesh_controller.control.membership.state import Cluster, Life, Member, Restored
 
-__all__ = ["LIVES_KEPT", "RETIRED_KEPT", "last_generations", "restored"]
+__all__ = ["LIVES_KEPT", "RETIRED_KEPT", "ghosts", "last_generations", "restored"]
 
 RETIRED_KEPT = 32
 """Superseded generations remembered per worker: a ghost is one of the last few."""
@@ -20,20 +20,26 @@ def last_generations(cluster: Cluster) -> dict[str, str]:
     return {worker_id: life.generation for worker_id, life in list(cluster.lives.items())[-LIVES_KEPT:]}
 
 
+def ghosts(cluster: Cluster, event: Restored) -> tuple[Member, ...]:
+    """Who has joined since and is a start that was superseded before."""
+    return tuple(m for w, m in cluster.members.items() if m.hello.generation in event.retired.get(w, ()))
+
+
 def restored(cluster: Cluster, event: Restored) -> Cluster:
-    """The cluster with what was known before; who has joined since and turns out to be a ghost is no member."""
+    """The cluster, which has no ghosts for members any more, with what was known before."""
     retired, lives = dict(cluster.retired), dict(cluster.lives)
-    for worker_id, generations in event.retired.items():
-        retired[worker_id] = _newest(*generations, *retired.get(worker_id, ()))
-    for worker_id, generation in event.generations.items():
+    for worker_id in {**event.generations, **event.retired}:
+        superseded, last = event.retired.get(worker_id, ()), event.generations.get(worker_id)
         life = lives.get(worker_id)
-        if life is None:
+        seen = (*retired.get(worker_id, ()), *(() if life is None else (life.generation,)))
+        # A ghost that joined while the record was not known yet has retired nobody.
+        newest = next((g for g in reversed(seen) if g not in superseded), last)
+        if older := [g for g in (*superseded, *(() if last is None else (last,)), *seen) if g != newest]:
+            retired[worker_id] = _newest(*older)
+        if newest is not None and (life is None or life.generation != newest):
             # How it ended while nobody watched is not known: its successor's start is no crash.
-            lives[worker_id] = Life(generation, left=True)
-        elif life.generation != generation:
-            retired[worker_id] = _newest(generation, *retired.get(worker_id, ()))
-    members = {w: m for w, m in cluster.members.items() if m.hello.generation not in event.retired.get(w, ())}
-    return replace(cluster, retired=retired, lives=lives, members=members)
+            lives[worker_id] = Life(newest, left=True)
+    return replace(cluster, retired=retired, lives=lives)
 
 
 def _newest(*generations: str) -> tuple[str, ...]:

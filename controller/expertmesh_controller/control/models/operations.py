@@ -36,6 +36,11 @@ class ModelOperations:
         models = [self._status(kept, view) for kept in self._keeper.kept()]
         return operations_pb2.ListServedResponse(epoch=view.epoch.to_proto(), models=models)
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Models that are served, or answer what they were asked before they go."""
+        return frozenset(kept.spec.name for kept in self._keeper.kept() if kept.state in {"serving", "draining"})
+
     async def serve(
         self, request: operations_pb2.ServeModelRequest, view: Callable[[], View]
     ) -> operations_pb2.ServeModelResponse:

@@ -83,19 +83,21 @@ class _TopK(Picks):
         ks = [layer.gate.max_k for layer in layers if layer.gate is not None]
         self._k = ks[0] if ks else 0
         self._share = self._shared + self._k * float(self._shares[:, :1].sum())
-        self._waiting: list[Floats] = []
         self._waiting_rows = 0
+        # Counted rows and scores that wait are replaced together: whoever asks meanwhile sees no row twice or never.
+        self._taken: tuple[NDArray[np.int64], list[Floats]] = (self._rows, [])
 
     def take(self, scores: Floats) -> NDArray[np.float64]:
-        self._waiting.append(scores[:, :, : self.experts].copy())
+        rows, waiting = self._taken
+        waiting.append(scores[:, :, : self.experts].copy())
         self._waiting_rows += len(scores)
         if self._waiting_rows >= FOLD_ROWS:
-            waiting, self._waiting, self._waiting_rows = self._waiting, [], 0
-            self._rows = self._rows + self._count(waiting)
+            self._taken, self._waiting_rows = (rows + self._count(waiting), []), 0
         return np.full(len(scores), self._share)
 
     def _counted(self) -> NDArray[np.int64]:
-        rows, waiting = self._rows, list(self._waiting)
+        rows, waiting = self._taken
+        waiting = list(waiting)
         return rows + self._count(waiting) if waiting else rows
 
     def _count(self, waiting: Sequence[Floats]) -> NDArray[np.int64]:

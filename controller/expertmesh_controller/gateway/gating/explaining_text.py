@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from expertmesh_api.v1 import gating_pb2
 from expertmesh_common.clock import Clock
-from expertmesh_common.errors import InvalidInput
+from expertmesh_common.errors import InvalidInput, Precondition
 from expertmesh_controller.gateway.answering import Caller
 from expertmesh_controller.gateway.batching.engine import Engine
 from expertmesh_controller.gateway.batching.jobs import Scoring
@@ -44,9 +44,11 @@ class TextExplainer:
         clock: Clock,
         *,
         context_tokens: int,
+        numerics: str = "exact",
     ) -> None:
         self._engine, self._codec, self._gates, self._holders, self._clock = engine, codec, gates, holders, clock
         self._most_tokens = min(MAX_TOKENS, context_tokens)
+        self._numerics = numerics
 
     async def explain(
         self, request: gating_pb2.ExplainTextRequest, deadline_s: float | None, caller: Caller, model: str
@@ -54,10 +56,13 @@ class TextExplainer:
         """Every gate's decision about every token; closing the call frees the slot.
 
         Raises:
+            Precondition: the model runs as one graph, which shows no rows between layers.
             InvalidInput: the text is missing or has too many tokens, or the model has no chat template.
             Exhausted, Unavailable, DeadlinePassed: as for an answer.
 
         """
+        if self._numerics == "fast":  # in the engine it would end the answers that share the step, too
+            raise Precondition("a model served with numerics `fast` cannot be explained: serve it with `exact`")
         ids = await asyncio.to_thread(self._ids, request)
         seen = _Seen(self._gates, len(ids))
         deadline = self._clock.monotonic() + (DEFAULT_DEADLINE_S if deadline_s is None else deadline_s)

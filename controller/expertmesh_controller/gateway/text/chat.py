@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import NoReturn
 
 from jinja2 import TemplateError, TemplateSyntaxError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from expertmesh_common.chat_templates import template_sandbox
 from expertmesh_common.errors import CorruptData, InvalidInput
 
 __all__ = ["ChatTemplate"]
@@ -24,14 +22,9 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, names: Mapping[str, str], now: Callable[[], datetime] = datetime.now) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-        environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda pattern: now().strftime(pattern)}
         self._names = dict(names)
         try:
-            self._template = environment.from_string(source)
+            self._template = template_sandbox(now).from_string(source)
         except TemplateSyntaxError as error:
             raise CorruptData(f"the model's chat template has an error in line {error.lineno}: {error}") from error
 
@@ -48,7 +41,3 @@ class ChatTemplate:
             return self._template.render(messages=list(messages), add_generation_prompt=True, **self._names)
         except (TemplateError, ValueError, TypeError) as error:
             raise InvalidInput(f"chat.messages: the model's chat template refuses them: {error}") from error
-
-
-def _refuse(message: str) -> NoReturn:
-    raise TemplateError(message)

@@ -140,7 +140,7 @@ class DeepseekV3(_Deepseek):
     model_type = "deepseek_v3"
     defaults: ClassVar[Values] = {
         "rms_norm_eps": 1e-6, "first_k_dense_replace": 3, "routed_scaling_factor": 2.5, "norm_topk_prob": True,
-        "rope_interleave": True,
+        "rope_interleave": True, "n_group": 8, "topk_group": 4,
     }  # fmt: skip
 
     def gate(self) -> GatePlan:

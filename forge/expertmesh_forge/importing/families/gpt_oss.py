@@ -23,6 +23,10 @@ class GptOss(Family):
     defaults: ClassVar[Values] = {
         "rope_theta": 150000.0, "rms_norm_eps": 1e-5, "attention_bias": True, "head_dim": 64,
         "swiglu_limit": 7.0, "swiglu_alpha": 1.702, "sliding_window": 128,
+        "rope_parameters": {
+            "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+            "original_max_position_embeddings": 4096,
+        },
     }  # fmt: skip
     activation = "clamped-swiglu"
     quantised = ("mxfp4",)

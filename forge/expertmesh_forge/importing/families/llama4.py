@@ -24,7 +24,7 @@ class Llama4Text(Family):
     defaults: ClassVar[Values] = {
         "rope_theta": 500000.0, "rms_norm_eps": 1e-5, "head_dim": 128, "num_experts_per_tok": 1, "use_qk_norm": True,
         "interleave_moe_layer_step": 1, "no_rope_layer_interval": 4, "attn_temperature_tuning": True,
-        "floor_scale": 8192, "max_position_embeddings": 131072,
+        "floor_scale": 8192, "max_position_embeddings": 131072, "attention_chunk_size": 8192,
     }  # fmt: skip
     roots = ("", "language_model.")
     block = ("feed_forward",)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from expertmesh_common.bundle.tensors import read_tensors
+from expertmesh_forge.gguf_file import GgufFile
 from models.moe_gguf import ARCHITECTURES, write_moe_gguf
 from models.tiny_bundle import IM_END
 
@@ -54,7 +55,24 @@ def test_a_model_split_over_files_is_read_from_all_of_them(checkpoint, bundle_of
     parts = sorted(tmp_path.glob("cut-*.gguf"))
     assert len(parts) == 4
 
-    assert bundle_of(parts[0]).manifest.all_blobs() == bundle_of(whole).manifest.all_blobs()
+    cut = bundle_of(parts[0]).manifest
+    assert cut.all_blobs() == bundle_of(whole).manifest.all_blobs()
+    assert cut.name == "cut"
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])
+def test_it_does_not_matter_in_which_part_a_tensor_lies(family, checkpoint, bundle_of, tmp_path) -> None:
+    def last_first(tensors):
+        for name in reversed(list(tensors)):
+            tensors[name] = tensors.pop(name)
+
+    whole = write_moe_gguf(tmp_path / "whole.gguf", checkpoint(family))
+    write_moe_gguf(tmp_path / "cut.gguf", checkpoint(family), split_tensors=9, alter=last_first)
+    parts = sorted(tmp_path.glob("cut-*.gguf"))
+    assert "output.weight" in GgufFile(parts[-1]).tensors
+
+    found, expected = bundle_of(parts[0]).manifest, bundle_of(whole).manifest
+    assert (found.trunk, found.layers) == (expected.trunk, expected.layers)
 
 
 @pytest.mark.parametrize("kind", [Kind.Q8_0, Kind.Q4_0, Kind.Q5_1, Kind.F16, Kind.BF16])

@@ -127,6 +127,16 @@ def test_settings_that_would_be_served_wrongly_are_refused(setting, checkpoint, 
     refused(altered(checkpoint, tmp_path, lambda tensors: None, adjust=adjust), UnsupportedModel, key)
 
 
+@pytest.mark.parametrize(("key", "value"), [("block_count", 2**32 - 1), ("attention.head_count", 0)])
+def test_sizes_that_cannot_be_are_refused_at_once(key, value, checkpoint, refused, tmp_path) -> None:
+    def adjust(writer):
+        writer.kv_data[0][f"qwen3moe.{key}"].value = value
+
+    path = altered(checkpoint, tmp_path, lambda tensors: None, "qwen3_moe", adjust=adjust)
+
+    refused(path, SourceError, rf"model\.gguf is damaged, its {key} is {value}; download it again")
+
+
 def test_windows_of_some_layers_only_are_refused(checkpoint, refused, tmp_path) -> None:
     path = altered(
         checkpoint, tmp_path, lambda tensors: None, "qwen3_moe", adjust=lambda writer: writer.add_sliding_window(12)

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 
-from expertmesh_forge.errors import UnsupportedModel
+from expertmesh_forge.errors import SourceError, UnsupportedModel
 from expertmesh_forge.gguf_file import GgufFile
 from expertmesh_forge.gguf_tokenizer import read_chat_settings, read_tokenizer
 from models import tiny_gguf as tiny
@@ -19,6 +19,8 @@ PIECES = {
 }  # fmt: skip
 CONTROL, BYTES = ["<unk>", "<s>", "</s>"], [f"<0x{byte:02X}>" for byte in range(256)]
 TOKENS = [*CONTROL, *BYTES, *PIECES]
+SCORES = [0.0] * (len(TOKENS) - len(PIECES)) + list(PIECES.values())
+KINDS = [2, 3, 3] + [6] * 256 + [1] * len(PIECES)
 TEXTS = ("abc", "aabc cab h", " a  bc", "", "naïve 漢\n", "haaaab</s>abc", "cabcabc")
 
 
@@ -28,12 +30,11 @@ def sentencepiece(tmp_path):
         path = tmp_path / "spm.gguf"
         writer = gguf.GGUFWriter(path, "llama")
         writer.add_tokenizer_model(kind)
-        writer.add_token_list(TOKENS)
-        writer.add_token_scores([0.0] * (len(TOKENS) - len(PIECES)) + list(PIECES.values()))
-        writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * len(PIECES))
-        writer.add_bos_token_id(1)
-        writer.add_eos_token_id(2)
-        for name, value in changes.items():
+        usual = {
+            "add_token_list": TOKENS, "add_token_scores": SCORES, "add_token_types": KINDS,
+            "add_bos_token_id": 1, "add_eos_token_id": 2,
+        }  # fmt: skip
+        for name, value in {**usual, **changes}.items():
             getattr(writer, name)(value)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -97,6 +98,37 @@ def test_qwen_texts_are_cut_as_its_own_tokenizer_cuts_them(tmp_path) -> None:
 
     for text in ("the thing's 2026\n\n  def f(x):", "e\u0301 the12 漢字 I'LL", "in\u00a0the  "):
         assert tokenizer.encode(text).ids == own.encode(text)
+
+
+@pytest.mark.parametrize(("setter", "values"), [("add_token_scores", SCORES[:-1]), ("add_token_types", [*KINDS, 1])])
+def test_lists_that_do_not_belong_together_are_refused(setter, values, sentencepiece) -> None:
+    with pytest.raises(SourceError, match=rf"damaged, .*has {len(values)} entries for {len(TOKENS)} tokens"):
+        read_tokenizer(sentencepiece(**{setter: values}))
+
+
+@pytest.mark.parametrize("damage", [(b"<|im_end", b"\xff|im_end"), (b"h e", b"h \x00")], ids=["a token", "a merge"])
+def test_texts_that_were_damaged_are_refused(damage, tmp_path) -> None:
+    path = tiny.write_gguf(tmp_path / "tiny.gguf")
+    assert damage[0] in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(*damage))
+
+    with pytest.raises(SourceError, match=r"tiny\.gguf is damaged, .*; download it again"):
+        read_tokenizer(GgufFile(path))
+
+
+def test_begins_and_ends_that_no_token_has_are_left_out(sentencepiece) -> None:
+    file = sentencepiece(add_bos_token_id=len(TOKENS), add_eos_token_id=len(TOKENS))
+
+    assert (read_chat_settings(file).bos_id, read_chat_settings(file).eos_ids) == (None, ())
+    assert read_tokenizer(file).encode("abc").tokens == best_first("abc")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_none_is_refused(value, sentencepiece) -> None:
+    file = sentencepiece(add_rope_freq_base=value)
+
+    with pytest.raises(SourceError, match=r"'llama\.rope\.freq_base' in spm\.gguf is (nan|inf), not a number"):
+        file.real("llama.rope.freq_base")
 
 
 def test_a_tokenizer_that_is_not_known_is_named(sentencepiece) -> None:

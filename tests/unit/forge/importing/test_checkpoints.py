@@ -1,6 +1,7 @@
 """Reading a checkpoint folder: every dtype as float32, and what is wrong with a folder said by file and tensor."""
 
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,16 @@ def test_other_dtypes_are_refused_by_name(tmp_path, dtype) -> None:
         source.read("a", (2, 3, 4))
 
 
+def test_packed_codes_are_no_weights_and_weights_no_codes(tmp_path) -> None:
+    source = open_checkpoint(folder_of(tmp_path / "c", {"a": VALUES, "codes": torch.ones(3, 4, dtype=torch.uint8)}))
+
+    assert source.read_bytes("codes", (3, 4)).tolist() == [[1] * 4] * 3
+    with pytest.raises(UnsupportedModel, match="tensor codes is U8; read are F32"):
+        source.read("codes", (3, 4))
+    with pytest.raises(UnsupportedModel, match="tensor a is F32; read are U8"):
+        source.read_bytes("a", (2, 3, 4))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_weight_that_is_no_number_names_file_and_tensor(tmp_path, bad) -> None:
     values = VALUES.clone()
@@ -99,9 +110,18 @@ def test_a_shard_that_shrinks_while_it_is_read_is_an_error_not_an_end(tmp_path) 
         source.read("a", (2, 3, 4))
 
 
+def with_header(header: bytes) -> bytes:
+    return struct.pack("<Q", len(header)) + header
+
+
 @pytest.mark.parametrize(
-    "garbage", [b"", b"\x01", b"\xff" * 64, b"\x10" + bytes(7) + b"not json at all!", b"<html>" * 9]
-)
+    "garbage",
+    [
+        b"", b"\x01", b"\xff" * 64, with_header(b"not json at all!"), b"<html>" * 9, with_header(b"[" * 200_000),
+        with_header(b'{"a": {"dtype": "F32", "shape": [1e999], "data_offsets": [0, 4]}}'),
+    ],
+    ids=["nothing", "a byte", "ones", "no JSON", "a web page", "without end", "infinite"],
+)  # fmt: skip
 def test_files_that_are_no_safetensors_are_refused(tmp_path, garbage: bytes) -> None:
     path = folder_of(tmp_path / "c", {"a": VALUES}) / "model.safetensors"
     path.write_bytes(garbage)
@@ -175,7 +195,7 @@ def test_folders_that_hold_no_checkpoint_say_what_is_missing(tmp_path) -> None:
         open_checkpoint(tmp_path / "c")
 
 
-@pytest.mark.parametrize("text", ["[]", "{", "", "\x00"])
+@pytest.mark.parametrize("text", ["[]", "{", "", "\x00", "[" * 200_000], ids=["[]", "{", "nothing", "0", "without end"])
 def test_a_config_that_is_no_object_is_refused(tmp_path, text: str) -> None:
     folder_of(tmp_path / "c", {"a": VALUES})
     (tmp_path / "c" / "config.json").write_text(text)

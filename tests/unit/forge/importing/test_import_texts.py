@@ -84,6 +84,20 @@ def test_of_several_templates_the_default_one_is_taken(mixtral) -> None:
     assert texts_of(mixtral).chat_template is None
 
 
+def test_a_template_may_use_what_serving_gives_it(mixtral) -> None:
+    looping = "{% for m in messages %}{{ m.content }}{% break %}{% endfor %}"
+    (mixtral / "chat_template.jinja").write_text(looping)
+
+    assert texts_of(mixtral).chat_template == looping
+
+
+def test_a_template_that_is_no_text_names_its_file(mixtral) -> None:
+    (mixtral / "chat_template.jinja").write_bytes(b"\xff\xfe{")
+
+    with pytest.raises(SourceError, match=r"chat_template.jinja is no text in UTF-8"):
+        texts_of(mixtral)
+
+
 def test_a_template_that_does_not_parse_names_its_file(mixtral) -> None:
     (mixtral / "chat_template.jinja").write_text("{% for x %}")
 

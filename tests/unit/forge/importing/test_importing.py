@@ -1,5 +1,7 @@
 """A checkpoint becomes a bundle: what is in it, and what stops an import before it has begun."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -41,6 +43,18 @@ def test_a_bundle_that_is_there_is_replaced(checkpoint, tmp_path) -> None:
 
     assert bundle_of(checkpoint("olmoe"), tmp_path / "b").manifest.family == "olmoe"
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_bundle_may_be_named_by_a_link_or_a_dot(checkpoint, tmp_path, monkeypatch) -> None:
+    bundle_of(checkpoint("mixtral"), tmp_path / "b")
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+
+    assert bundle_of(checkpoint("olmoe"), tmp_path / "link").manifest.family == "olmoe"
+    assert (tmp_path / "link").is_symlink()
+    monkeypatch.chdir(tmp_path / "b")
+    import_checkpoint(ImportRequest(checkpoint("mixtral"), Path(), ("fp32",)))
+    assert Bundle(tmp_path / "b").manifest.family == "mixtral"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "link"]
 
 
 def test_a_folder_that_is_no_bundle_is_left_alone(checkpoint, tmp_path) -> None:

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig
 
 from expertmesh_forge.errors import UnsupportedModel
 from expertmesh_forge.importing.config import CheckpointConfig
-from expertmesh_forge.importing.families import family_of
+from expertmesh_forge.importing.families import FAMILIES, family_of
 from expertmesh_forge.importing.planning import ModelPlan
 
 YARN = {"type": "yarn", "factor": 40, "beta_fast": 32, "beta_slow": 1, "original_max_position_embeddings": 4096}
@@ -130,6 +131,31 @@ def test_published_configs_are_understood(name: str) -> None:
     assert expected == (moe[0].experts, moe[0].expert_width, len(moe), plan.context_tokens)
     for layer in range(len(plan.layers)):
         plan.trunk.attention_of(layer)
+
+
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"llama4"}))
+def test_what_a_config_leaves_out_is_what_transformers_takes(name: str) -> None:
+    theirs = AutoConfig.for_model(name)
+    rope = theirs.rope_parameters
+    wanted = {"rope_theta": 10000.0, **FAMILIES[name].defaults}
+
+    found = {key: rope["rope_theta"] if key == "rope_theta" else getattr(theirs, key) for key in wanted}
+
+    if "rope_parameters" in wanted:
+        found["rope_parameters"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    assert found == wanted
+
+
+def without(values: dict[str, object], *keys: str) -> dict[str, object]:
+    return {key: value for key, value in values.items() if key not in keys}
+
+
+def test_what_no_tensor_would_betray_has_the_familys_own_default() -> None:
+    groups = plan_of(without(DEEPSEEK_V3, "n_group", "topk_group")).layers[-1].gate
+    assert groups == plan_of(DEEPSEEK_V3).layers[-1].gate
+    assert plan_of(without(GPT_OSS_20B, "rope_scaling")).rope == plan_of(GPT_OSS_20B).rope
+    text = without(LLAMA_4_SCOUT["text_config"], "attention_chunk_size") | {"attn_temperature_tuning": False}
+    assert plan_of(LLAMA_4_SCOUT | {"text_config": text}).context_tokens == 8192
 
 
 def test_mixtral_has_as_many_parameters_as_it_says() -> None:

@@ -106,6 +106,28 @@ def test_a_journal_line_that_was_cut_short_does_not_count(mixtral, tmp_path) -> 
     assert import_checkpoint(request(mixtral, tmp_path / "b")).resumed_steps == 1
 
 
+def test_what_follows_a_line_that_was_cut_short_counts(mixtral, tmp_path) -> None:
+    interrupt(mixtral, tmp_path / "b", after=19)
+    journal = leftovers(tmp_path / "b")[0] / "journal.jsonl"
+    journal.write_text(journal.read_text()[:-40])
+    interrupt(mixtral, tmp_path / "b", after=19)
+
+    assert import_checkpoint(request(mixtral, tmp_path / "b")).resumed_steps == 2
+
+
+def test_while_finished_layers_are_checked_an_import_can_be_cancelled(mixtral, tmp_path) -> None:
+    interrupt(mixtral, tmp_path / "b", after=19)
+    stages: list[tuple[str, int]] = []
+
+    with pytest.raises(ImportCancelled, match="run it again"):
+        import_checkpoint(
+            request(mixtral, tmp_path / "b"), lambda stage, done, _: stages.append((stage, done)), lambda: True
+        )
+
+    assert stages == [("check", 1)]
+    assert import_checkpoint(request(mixtral, tmp_path / "b")).resumed_steps == 2
+
+
 @pytest.mark.parametrize("options", [{"precisions": ("int4",)}, {"context_tokens": 100}])
 def test_other_settings_start_an_import_of_their_own(mixtral, tmp_path, options) -> None:
     interrupt(mixtral, tmp_path / "b", after=19)
@@ -127,6 +149,14 @@ def test_fresh_drops_what_earlier_imports_left(mixtral, tmp_path) -> None:
 
     assert import_checkpoint(request(mixtral, tmp_path / "b", fresh=True)).resumed_steps == 0
     assert leftovers(tmp_path / "b") == []
+
+
+def test_fresh_leaves_the_imports_of_neighbours_alone(mixtral, tmp_path) -> None:
+    interrupt(mixtral, tmp_path / "b.v2", after=19)
+
+    assert leftovers(tmp_path / "b") == []
+    import_checkpoint(request(mixtral, tmp_path / "b", fresh=True))
+    assert import_checkpoint(request(mixtral, tmp_path / "b.v2")).resumed_steps == 2
 
 
 @pytest.mark.parametrize("fresh", [False, True])

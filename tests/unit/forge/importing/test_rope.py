@@ -83,6 +83,16 @@ def test_the_older_spelling_means_the_same() -> None:
     )
 
 
+def test_scaling_that_was_added_by_hand_counts_more_than_what_was_saved() -> None:
+    saved = {"rope_type": "default", "rope_theta": 10000.0}
+    both = config_of(rope_parameters=saved, rope_scaling=SCALINGS["yarn"])
+
+    assert read_rope(rope_settings(both, DIM), CONTEXT) == read_rope(
+        rope_settings(config_of(rope_parameters=SCALINGS["yarn"]), DIM), CONTEXT
+    )
+    assert rope_settings(config_of(rope_parameters=SCALINGS["yarn"], rope_scaling=None), DIM).kind == "yarn"
+
+
 def test_longrope_turns_by_the_factors_of_the_served_context() -> None:
     magnitudes = {"short_mscale": 1.25, "long_mscale": 1.5}
     settings = rope_settings(config_of(rope_parameters={**SCALINGS["longrope"], **magnitudes}), DIM)
