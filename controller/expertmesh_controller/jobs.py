@@ -21,7 +21,6 @@ from expertmesh_controller.control.jobs.limits import JobLimits
 from expertmesh_controller.control.jobs.service import SERVICE_NAME, JobsService
 from expertmesh_controller.control.loop import ControlLoop
 from expertmesh_controller.control.store.base import Store
-from expertmesh_controller.control.store.redis_store import RedisStore
 from expertmesh_controller.local.children import Child, ChildSpec
 from expertmesh_controller.local.restarts import RestartPolicy
 from expertmesh_controller.settings import ControllerSettings, data_folder
@@ -55,13 +54,13 @@ class Jobs:
     def __init__(self, settings: ControllerSettings, store: Store, loop: ControlLoop, audit: Audit) -> None:
         models_folder = settings.models_folder or data_folder(settings) / "models"
         self._name = f"job-worker-{secrets.token_hex(4)}"
-        self._on_redis = isinstance(store, RedisStore)
+        self._on_redis = bool(store.url)
         self._no_worker = OFF
         self._worker: Child | None = None
         self._tasks: Tasks | None = None
         self._keeper: JobKeeper | None = None
         self._running: asyncio.Task[None] | None = None
-        if isinstance(store, RedisStore) and find_spec("celery") is not None:
+        if store.url and find_spec("celery") is not None:
             from expertmesh_controller.control.jobs.tasks import Tasks  # noqa: PLC0415 - Celery is slow to load
 
             self._tasks = Tasks(store.url)

@@ -18,6 +18,7 @@ from e2e.running import until
 from expertmesh_api.v1 import blobs_pb2_grpc
 from expertmesh_common.bundle.blob_service import BlobService
 from expertmesh_common.bundle.blobs import BlobStore, Bundle
+from expertmesh_common.bundle.manifest import SCHEMA_VERSION
 from expertmesh_common.errors import Exhausted, Unavailable
 from expertmesh_common.security import Security
 from expertmesh_common.serving import Serving
@@ -166,7 +167,7 @@ def test_a_bundle_of_a_newer_release_is_refused_with_both_versions(bundle: Path)
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "schema version 7, this program reads up to 1" in done.stderr
+    assert f"schema version 7, this program reads up to {SCHEMA_VERSION}" in done.stderr
     assert "Traceback" not in done.stderr
 
 

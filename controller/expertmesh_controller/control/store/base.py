@@ -22,6 +22,9 @@ class Lease:
 class Store(ABC):
     """Keys with bytes, and lists that grow at the end. Every method raises `Unavailable` when the store is gone."""
 
+    url: str = ""
+    """Where other processes reach the same store by the Redis protocol; empty if they cannot."""
+
     @abstractmethod
     async def acquire(self, name: str, owner: str, ttl_s: float, above: int = 0) -> Lease | None:
         """Take or renew the lease for `ttl_s` seconds; None while another owner holds it.
