@@ -6,6 +6,7 @@
 #   make check    lint, format, types, layers, fresh stubs, and a wheel
 #   make bench    reproducible benchmarks
 #   make bench-peers  the same model in transformers, onnxruntime-genai and llama.cpp (PEERS_ARGS="--threads 1")
+#   make bench-remote  experts in another process, here and over llama.cpp's RPC (REMOTE_ARGS="--rounds 5")
 #   make fuzz     a million broken inputs (FUZZ_ARGS="--inputs 1000 --seed 1"), about an hour
 #   make soak     mixed load with random faults (SOAK_MINUTES=30), and its report
 #   make protos   regenerate the gRPC stubs
@@ -38,7 +39,7 @@ RUNTIME := $(VENV)/.runtime-installed
 DEV := $(VENV)/.dev-installed
 WHAT_IS_INSTALLED := pyproject.toml constraints.txt
 
-.PHONY: help run up test check bench bench-peers fuzz soak protos clean
+.PHONY: help run up test check bench bench-peers bench-remote fuzz soak protos clean
 
 help:
 	@sed -n 's/^#   \(make .*\)/  \1/p' Makefile
@@ -65,6 +66,9 @@ bench: $(DEV)
 
 bench-peers: $(DEV) $(PEERS_VENV)/.installed
 	@$(BIN)/python benchmarks/bench_peers.py $(PEERS_ARGS)
+
+bench-remote: $(DEV) $(PEERS_VENV)/.installed
+	@$(BIN)/python benchmarks/bench_remote.py $(REMOTE_ARGS)
 
 fuzz: $(DEV)
 	@PYTHONPATH=tests $(BIN)/python benchmarks/fuzzing.py $(FUZZ_ARGS)

@@ -16,6 +16,7 @@ from bench_decode import all_local, engine_turn, machine, make_engine, summary
 from interleaving import publish
 
 from expertmesh_common.bundle.blobs import Bundle
+from expertmesh_common.running import tuned_runner
 from expertmesh_controller.gateway.batching.engine import Engine
 from expertmesh_controller.gateway.batching.jobs import Ended, Failed, Picked, Request
 from expertmesh_controller.gateway.text.codec import TextCodec
@@ -117,7 +118,8 @@ def main() -> None:
     bundle = Bundle(options.bundle)
     result: dict[str, object] = {"machine": machine(), "threads": options.threads, "ratios": []}
     for precision in options.precisions.split(","):
-        measured = asyncio.run(measure(bundle, precision, options))
+        with tuned_runner() as runner:
+            measured = runner.run(measure(bundle, precision, options))
         result[precision] = measured
         what = f"eight requests together over one by one, {precision}"
         result["ratios"].append({"what": what, "value": measured["together_over_serial"], "at_most": BAR})

@@ -8,7 +8,6 @@ generate the same number of tokens after the same prompt, in turn; ratios are ta
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import platform
 import statistics
@@ -22,6 +21,8 @@ from interleaving import RESULTS, publish
 from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.clock import SystemClock
 from expertmesh_common.graphs.expert import ExpertShape
+from expertmesh_common.huge_pages import collapse
+from expertmesh_common.running import tuned_runner
 from expertmesh_controller.cluster.routes import Epoch, InstanceRoute, RouteTable, WorkerRoute
 from expertmesh_controller.gateway.batching.engine import Engine
 from expertmesh_controller.gateway.batching.forward import Forward
@@ -110,6 +111,7 @@ async def compare(bundle: Bundle, precision: str, options: argparse.Namespace) -
     for one in engines.values():
         one.start()
         await engine_turn(one, ids, 8)
+    collapse()  # the loop's weights too
     arms = ("loop", *engines)
     rates: dict[str, list[float]] = {arm: [] for arm in arms}
     tokens: dict[str, list[int]] = {}
@@ -158,7 +160,8 @@ def main() -> None:
     bundle = Bundle(options.bundle)
     result: dict[str, object] = {"machine": machine(), "threads": options.threads, "ratios": []}
     for precision in options.precisions.split(","):
-        measured = asyncio.run(compare(bundle, precision, options))
+        with tuned_runner() as runner:
+            measured = runner.run(compare(bundle, precision, options))
         result[precision] = measured
         for arm, bar in (("exact", BAR), ("fast", FAST_BAR)):
             what = f"one process, {arm}, over the fused graph, {precision}"

@@ -1,6 +1,7 @@
 """One hop to one worker with an identity expert, against a bare echo of the same bytes on the same transport.
 
-Bars: gRPC at most 1.3 x a bare grpc.aio bidi echo, unix at most 2.5 x a bare blocking socket echo (p50).
+Bars: gRPC at most 1.3 x a bare grpc.aio bidi echo, unix at most 2.5 x a bare blocking socket echo (p50); the same for
+unix where both ends poll for 1 ms before they sleep, which says something only with a core for each of them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 import numpy as np
 import uvloop
 from echo_clients import cold_echo_us, grpc_echo, socket_echo
-from echo_servers import Child
+from echo_servers import SPIN_US, Child
 from expert_planes import HIDDEN, one_link
 from interleaving import Arm, interleave, medians, publish, ratio
 
@@ -22,9 +23,11 @@ from expertmesh_common.channel.layout import chunk_bytes
 from expertmesh_controller.gateway.dispatch.exchange import Call, Failure, HopTimeout, Task
 from expertmesh_controller.gateway.dispatch.links.base import Link
 from expertmesh_controller.gateway.dispatch.plan import Message
-from expertmesh_controller.gateway.dispatch.recurring import exchange_row, prepare
+from expertmesh_controller.gateway.dispatch.recurring import LayerPost, exchange_row
+from expertmesh_controller.gateway.gating.routing import Routing
 
-BARS = {"grpc": 1.3, "unix": 2.5}
+SPINNING = "unix, spinning"
+BARS = {"grpc": 1.3, "unix": 2.5, SPINNING: 2.5}
 
 
 def call(seq: int) -> Call:
@@ -38,7 +41,9 @@ def message() -> Message:
 
 def hop(name: str, link: Link) -> Arm:
     """As the gateway does it for a row of a running answer."""
-    prepared = prepare(call(0), [message()], [link])
+    nothing = np.zeros(1, np.int32)
+    prepared = LayerPost((1, 1), nothing, [link]).address(call(0).task, Routing(1, nothing, nothing, message().weight))
+    assert prepared is not None
     seqs = itertools.count(1)
 
     def step() -> None:
@@ -54,12 +59,13 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=400)
     options = parser.parse_args()
     size = chunk_bytes(encode_request(call(1).request(message(), 2000)))
-    children = {kind: Child(kind) for kind in ("socket", "cold", "grpc", "worker")}
+    children = {kind: Child(kind) for kind in ("socket", "cold", "grpc", "worker", "spinning")}
     try:
         arms = [
             socket_echo("socket echo", [children["socket"]], size),
             grpc_echo("grpc echo", [children["grpc"]], size, uvloop.new_event_loop()),
             *(hop(kind, one_link(children["worker"], kind)) for kind in ("unix", "tcp", "grpc")),
+            hop(SPINNING, one_link(children["spinning"], "unix", SPIN_US)),
         ]
         samples = interleave(arms, options.rounds, options.count)
         cold = cold_echo_us(children["cold"], size, options.rounds * options.count)
@@ -68,7 +74,7 @@ def main() -> None:
             child.stop()
     ratios = [
         {"what": f"identity hop over a bare echo, {kind}", "value": ratio(samples, kind, echo), "at_most": BARS[kind]}
-        for kind, echo in (("unix", "socket echo"), ("grpc", "grpc echo"))
+        for kind, echo in (("unix", "socket echo"), (SPINNING, "socket echo"), ("grpc", "grpc echo"))
     ]
     publish(
         "hop",

@@ -21,6 +21,8 @@ from interleaving import publish
 
 from expertmesh import Client
 from expertmesh_common.bundle.blobs import Bundle
+from expertmesh_common.huge_pages import collapse
+from expertmesh_common.running import tuned_runner
 
 BAR = 0.9
 START_S = 90.0
@@ -54,6 +56,7 @@ async def compare(path: Path, precision: str, options: argparse.Namespace) -> di
     ids = list(range(5, 37))
     engine = make_fast_engine(bundle, precision, 1)
     engine.start()
+    collapse()
     rates: dict[str, list[float]] = {"engine": [], "served": []}
     with tempfile.TemporaryDirectory() as folder:
         process, address = started(path, precision, Path(folder))
@@ -87,7 +90,8 @@ def main() -> None:
     options = parser.parse_args()
     result: dict[str, object] = {"machine": machine(), "ratios": []}
     for precision in options.precisions.split(","):
-        measured = asyncio.run(compare(options.bundle, precision, options))
+        with tuned_runner() as runner:
+            measured = runner.run(compare(options.bundle, precision, options))
         result[precision] = measured
         what = f"through gRPC and the SDK over the engine alone, fast, {precision}"
         result["ratios"].append({"what": what, "value": measured["served_over_engine"], "at_least": BAR})

@@ -1,6 +1,6 @@
 """Servers for the hop benchmarks, each a child process: bare echoes, and a worker's expert channel.
 
-`python benchmarks/echo_servers.py socket|cold|grpc|worker` prints one JSON line with where it listens.
+`python benchmarks/echo_servers.py socket|cold|grpc|worker|spinning` prints one JSON line with where it listens.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from expertmesh_worker.runtime.residents import Residents
 
 ROOT = Path(__file__).resolve().parents[1]
 HIDDEN, EXPERTS = 576, 8
+SPIN_US = 1000  # of workers and links that poll before they sleep
 COLD_BYTES = 2 * 663_552  # two fp32 experts of the demo
 PACKAGES = ("client", "common", "controller", "worker", "protos/generated")
 
@@ -139,11 +140,11 @@ async def serve_grpc() -> None:
     await server.wait_for_termination()
 
 
-async def serve_worker(worker_id: str) -> None:
+async def serve_worker(worker_id: str, spin_us: int = 0) -> None:
     """The expert channel as a worker runs it."""
     lanes = Lanes(1)
     host, tickets, serving = Runtime(IdentityResidents(lanes), lanes), Tickets(SystemClock()), Serving(Security())
-    streams = StreamServer(host, tickets, shortcut=host.recurring)
+    streams = StreamServer(host, tickets, shortcut=host.recurring, spin_us=spin_us)
     identity = replace(
         Identity(worker_id, "g", host_id()), streams=(streams.listen_unix(), streams.listen_tcp("127.0.0.1"))
     )
@@ -157,7 +158,8 @@ def main() -> None:
     if kind in {"socket", "cold"}:
         serve_socket(COLD_BYTES if kind == "cold" else 0)
     else:
-        uvloop.run(serve_grpc() if kind == "grpc" else serve_worker(worker_id))
+        spin_us = SPIN_US if kind == "spinning" else 0
+        uvloop.run(serve_grpc() if kind == "grpc" else serve_worker(worker_id, spin_us))
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ def route(child: Child, worker_id: str) -> WorkerRoute:
     return WorkerRoute(worker_id, "g", (endpoint,), host_id(), 1.0)
 
 
-def one_link(child: Child, transport: str) -> Link:
-    return open_link(route(child, "w0"), Caller("bench", transport=transport), Watchdog())  # type: ignore[arg-type]
+def one_link(child: Child, transport: str, spin_us: int = 0) -> Link:
+    caller = Caller("bench", transport=transport, spin_us=spin_us)  # type: ignore[arg-type]
+    return open_link(route(child, "w0"), caller, Watchdog())
 
 
 def plane(children: Sequence[Child], transport: str) -> ExpertPlane:

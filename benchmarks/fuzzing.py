@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import queue
 import secrets
+import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
@@ -32,8 +35,10 @@ def main() -> int:
     news: Queue[tuple[str, int, str]] = context.Queue()
     each = asked.inputs // asked.processes
     workers = [
-        context.Process(target=fuzz, args=(each, asked.seed + number, news)) for number in range(asked.processes)
+        context.Process(target=fuzz, args=(each, asked.seed + number, news), daemon=True)
+        for number in range(asked.processes)
     ]
+    signal.signal(signal.SIGTERM, _end)
     for worker in workers:
         worker.start()
     tried, findings = _follow(workers, news, asked.inputs)
@@ -47,7 +52,9 @@ def main() -> int:
 
 
 def fuzz(inputs: int, seed: int, news: Queue[Any]) -> None:
-    """One process: all targets in turns, batch by batch, until `inputs` were tried."""
+    """One process: all targets in turns, batch by batch, until `inputs` were tried, or the parent is no more."""
+    signal.signal(signal.SIGTERM, _end)
+    threading.Thread(target=_outlive, daemon=True).start()
     with tempfile.TemporaryDirectory(prefix="em-fuzz-") as name:
         folder = Path(name)
         with opened(folder, make_tiny_bundle(folder / "tiny")) as doors:
@@ -62,6 +69,17 @@ def fuzz(inputs: int, seed: int, news: Queue[Any]) -> None:
                         left[target.name] -= count
             if not doors.alive():
                 news.put(("the mesh", 0, "a process of the mesh is not the one that was started"))
+
+
+def _end(*_: object) -> None:
+    raise KeyboardInterrupt  # unwinds, so that the meshes are stopped; hypothesis lets nothing else pass
+
+
+def _outlive() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _batch(target: Target, count: int, seed: int) -> tuple[int, str]:
@@ -96,4 +114,7 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("fuzzing was ended before all inputs were tried")

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import platform
 import shutil
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -20,6 +22,7 @@ from soak_load import Load
 from soak_report import Memory, Soaked, plot, summary, write_json, write_page
 
 from e2e.running import RunningUp, running_up
+from expertmesh import AsyncClient, ExpertmeshError
 from models.tiny_bundle import make_tiny_bundle
 
 OUT = Path("build/soak")
@@ -54,7 +57,7 @@ async def _soak(up: RunningUp, seconds: float, callers: int, seed: int) -> Soake
     faults = schedule(seed, seconds, possible(_pids(up)))
     stop, memory = asyncio.Event(), list[Memory]()
     watching = asyncio.create_task(_watch(up, load, memory, seconds))
-    disturbing = asyncio.create_task(happen(faults, lambda: load.now_s, lambda: _pids(up)))
+    disturbing = asyncio.create_task(happen(faults, lambda: load.now_s, lambda: _pids(up), partial(_doors_open, up)))
     asking = asyncio.create_task(load.run(stop))
     await asyncio.sleep(seconds)
     stop.set()
@@ -76,6 +79,21 @@ async def _watch(up: RunningUp, load: Load, memory: list[Memory], seconds: float
             print(f"{load.now_s:6.0f} s  {len(load.ended)} requests  {dict(load.outcomes())}", flush=True)
         tick += 1
         await asyncio.sleep(1)
+
+
+async def _doors_open(up: RunningUp) -> None:
+    """Return when every gateway has answered."""
+    for address in up.addresses or (up.address,):
+        async with AsyncClient(address) as client:
+            while not await _answers(client):
+                pass  # the client has waited between its attempts
+
+
+async def _answers(client: AsyncClient) -> bool:
+    with contextlib.suppress(ExpertmeshError):
+        await client.complete(prompt_ids=(1, 2, 3), max_tokens=1, model="one", ignore_eos=True, deadline_s=10.0)
+        return True
+    return False
 
 
 def _pids(up: RunningUp) -> dict[str, int]:

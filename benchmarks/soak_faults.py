@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -14,6 +14,7 @@ import psutil
 KILL, FREEZE, RESTART_GATEWAY, KILL_CONTROLLER, FREEZE_STORE = (
     "kill a worker", "freeze a worker", "kill a gateway", "kill the controller", "freeze the store",
 )  # fmt: skip
+_DOORS = {RESTART_GATEWAY, KILL_CONTROLLER}
 _OFTEN = {KILL: 4, FREEZE: 3, RESTART_GATEWAY: 2, KILL_CONTROLLER: 1, FREEZE_STORE: 2}
 _PAUSE_S = (6.0, 14.0)
 _FROZEN_S = (0.5, 6.0)
@@ -54,12 +55,20 @@ def possible(pids: Mapping[str, int]) -> list[str]:
 
 
 async def happen(
-    faults: Sequence[Fault], now_s: Callable[[], float], pids: Callable[[], Mapping[str, int]]
+    faults: Sequence[Fault],
+    now_s: Callable[[], float],
+    pids: Callable[[], Mapping[str, int]],
+    doors_open: Callable[[], Awaitable[None]],
 ) -> list[Fault]:
-    """Do them one after the other, each at its time; returns those that met a process."""
+    """Do them one after the other, each at its time; returns those that met a process.
+
+    What is promised holds while one door is open: a door is taken when `doors_open` says that all of them are.
+    """
     met = []
     for fault in faults:
         await asyncio.sleep(max(0.0, fault.at_s - now_s()))
+        if fault.what in _DOORS:
+            await doors_open()
         if await _happen(fault, pids()):
             met.append(fault)
     return met

@@ -23,7 +23,7 @@ class Llama:
     def __init__(self, file: Path, threads: int) -> None:
         lib.llama_log_set(_silence, None)
         lib.llama_backend_init()
-        self.model = lib.llama_model_load_from_file(str(file).encode(), lib.llama_model_default_params())
+        self.model = self._load(file)
         settings = lib.llama_context_default_params()
         settings.n_ctx, settings.n_seq_max = SEQUENCES * CONTEXT_TOKENS, SEQUENCES
         settings.n_batch = settings.n_ubatch = BATCH_TOKENS
@@ -36,6 +36,9 @@ class Llama:
             "weights": file.stem,
             "compiled for": " ".join(part.split()[0] for part in flags if part.endswith("= 1")),
         }
+
+    def _load(self, file: Path) -> lib.llama_model_p | None:
+        return lib.llama_model_load_from_file(str(file).encode(), lib.llama_model_default_params())
 
     def decode(self, prompts: Prompts, tokens: int) -> tuple[float, list[int]]:
         self._forget()

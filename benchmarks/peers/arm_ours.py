@@ -14,6 +14,8 @@ from serving import WARM_TOKENS, Prompts, serve
 from threadpoolctl import threadpool_limits
 
 from expertmesh_common.bundle.blobs import Bundle
+from expertmesh_common.huge_pages import collapse
+from expertmesh_common.running import tuned_runner
 from expertmesh_controller.gateway.batching.engine import Engine
 from expertmesh_controller.gateway.batching.jobs import Ended, Failed, Picked, Request, Ticket
 
@@ -39,8 +41,9 @@ class Ours:
             "onnxruntime": version("onnxruntime"),
             "weights": precision,
         }
-        self.loop = asyncio.new_event_loop()
-        self.loop.run_until_complete(self._start())
+        self.runner = tuned_runner()
+        self.runner.run(self._start())
+        collapse()
 
     def decode(self, prompts: Prompts, tokens: int) -> tuple[float, list[int]]:
         return self._told(_decode(self.engine, prompts, tokens))
@@ -50,8 +53,8 @@ class Ours:
 
     def _told(self, work: Coroutine[object, object, Measured]) -> Measured:
         """Run it, and then the loop for a moment: the engine must hear that the answers were read."""
-        measured = self.loop.run_until_complete(work)
-        self.loop.run_until_complete(asyncio.sleep(0.02))
+        measured = self.runner.run(work)
+        self.runner.run(asyncio.sleep(0.02))
         return measured
 
     async def _start(self) -> None:
@@ -62,7 +65,7 @@ async def _decode(engine: Engine, prompts: Prompts, tokens: int) -> tuple[float,
     """Prompts are read in one after the other while the first answers run: all count from when the last is warm."""
     spare = (len(prompts) - 1) * 4
     tickets = [_submit(engine, prompt, WARM_TOKENS + tokens + spare) for prompt in prompts]
-    answers = await asyncio.gather(*(_collect(ticket) for ticket in tickets))
+    answers = await asyncio.gather(*(_collect(engine, ticket) for ticket in tickets))
     begin = max(times[WARM_TOKENS - 1] for times, _ in answers)
     end = min(times[-1] for times, _ in answers)
     counted = sum(begin < moment <= end for times, _ in answers for moment in times)
@@ -71,7 +74,7 @@ async def _decode(engine: Engine, prompts: Prompts, tokens: int) -> tuple[float,
 
 async def _prefill(engine: Engine, prompt: list[int]) -> float:
     start = time.perf_counter()
-    times, _ = await _collect(_submit(engine, prompt, 1))
+    times, _ = await _collect(engine, _submit(engine, prompt, 1))
     return times[0] - start
 
 
@@ -79,7 +82,7 @@ def _submit(engine: Engine, prompt: list[int], tokens: int) -> Ticket:
     return engine.submit(Request(tuple(prompt), tokens, time.monotonic() + DEADLINE_S))
 
 
-async def _collect(ticket: Ticket) -> tuple[list[float], list[int]]:
+async def _collect(engine: Engine, ticket: Ticket) -> tuple[list[float], list[int]]:
     """When each token came, and which."""
     times: list[float] = []
     ids: list[int] = []
@@ -89,6 +92,7 @@ async def _collect(ticket: Ticket) -> tuple[list[float], list[int]]:
         if isinstance(event, Picked):
             times.append(time.perf_counter())
             ids.append(event.choice.token_id)
+    engine.cancel(ticket)  # it was read to its end
     return times, ids
 
 

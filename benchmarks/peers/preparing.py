@@ -28,13 +28,14 @@ class NotPrepared(Exception):
 
 @dataclass(frozen=True)
 class ArmPlan:
-    """`weights` names their format in `model_c.BITS`."""
+    """`weights` names their format in `model_c.BITS`; `arguments` are the script's beside the model."""
 
     name: str
     script: str
     python: Path
     model: Path
     weights: str
+    arguments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

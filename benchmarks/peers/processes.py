@@ -71,7 +71,7 @@ def start(plan: ArmPlan, threads: int, logs: Path) -> ArmProcess:
     """
     if not plan.model.exists():
         raise ArmFailed(f"it has no model: {plan.model.name} was not made")
-    command = [str(plan.python), str(HERE / plan.script), str(plan.model)]
+    command = [str(plan.python), str(HERE / plan.script), str(plan.model), *plan.arguments]
     process = ArmProcess(plan.name, command, threads, logs / f"{plan.name.replace(' ', '-')}.log")
     try:
         process.ask({"do": "tell"})

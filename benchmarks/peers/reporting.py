@@ -77,8 +77,8 @@ def table_lines(found: Sequence[dict]) -> list[str]:
     return [f"| {line} |" for line in lines]
 
 
-def write_page(page: Path, lines: Sequence[str]) -> None:
+def write_page(page: Path, lines: Sequence[str], begin: str = BEGIN, end: str = END) -> None:
     """Put the lines between the page's marks."""
-    before, rest = page.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    page.write_text("\n".join((before + BEGIN, *lines, END)) + after)
+    before, rest = page.read_text().split(begin)
+    _, after = rest.split(end)
+    page.write_text("\n".join((before + begin, *lines, end)) + after)

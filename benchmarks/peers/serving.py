@@ -16,7 +16,7 @@ import json
 import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -59,12 +59,12 @@ def answer(engine: Engine, ask: dict) -> dict[str, object]:
     return {"ms_per_token": seconds * 1e3 / (ask["tokens"] * len(prompts)), "ids": ids}
 
 
-def serve(open_engine: Callable[[Path, int], Engine]) -> None:
-    """Answer until stdin ends; what libraries print goes to stderr."""
+def serve(open_engine: Callable[[Path, int], Engine], arguments: Sequence[str] | None = None) -> None:
+    """Answer until stdin ends; what libraries print goes to stderr. `arguments` are those of the command by default."""
     parser = argparse.ArgumentParser()
     parser.add_argument("model", type=Path)
     parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     with os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1) as answers:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         engine = open_engine(options.model, options.threads)

@@ -10,20 +10,49 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import NoReturn
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 __all__ = ["template_sandbox"]
 
 
 def template_sandbox(now: Callable[[], datetime] = datetime.now) -> ImmutableSandboxedEnvironment:
-    """A sandbox with what templates of Hugging Face count on: trimmed blocks, loop controls, and three functions."""
+    """A sandbox with what transformers gives templates.
+
+    Blocks are trimmed, loops can be left, `generation` blocks render as what they hold, and there are `tojson`,
+    `raise_exception` and `strftime_now`.
+    """
     sandbox = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
-    sandbox.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-    sandbox.globals |= {"raise_exception": _refuse, "strftime_now": lambda pattern: now().strftime(pattern)}
+    sandbox.filters["tojson"] = _to_json
+    sandbox.globals |= {"raise_exception": _refuse, "strftime_now": lambda format: now().strftime(format)}  # noqa: A006
     return sandbox
+
+
+class _Generation(Extension):
+    """`{% generation %}` ... `{% endgeneration %}`: marks for training, which render as what is between them.
+
+    As in transformers, a variable that is set inside is not seen behind the block.
+    """
+
+    tags = {"generation"}  # noqa: RUF012 - as the base class has it
+
+    def parse(self, parser: Parser) -> nodes.Scope:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _refuse(message: str) -> NoReturn:

@@ -16,12 +16,20 @@ from threadpoolctl import threadpool_limits
 SWITCH_INTERVAL_S = 0.0005
 
 
+__all__ = ["run_service", "tuned_runner"]
+
+
 def run_service(serve: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     """Run `serve` until it returns; it is given the event that SIGTERM and SIGINT set."""
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
     # numpy multiplies small matrices only (gates); the threads of its library would spin on the cores of the experts.
-    with threadpool_limits(1), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with threadpool_limits(1), tuned_runner() as runner:
         runner.run(_until_signalled(serve))
+
+
+def tuned_runner() -> asyncio.Runner:
+    """The event loop of a service; the interpreter changes threads more often from here on."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    return asyncio.Runner(loop_factory=_loop_factory())
 
 
 async def _until_signalled(serve: Callable[[asyncio.Event], Awaitable[None]]) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from expertmesh_controller.gateway_cli import SpinUs
 from expertmesh_controller.gateway_cli import register as register_gateway
 
 Models = Annotated[
@@ -60,6 +61,7 @@ def controller(
     context: Annotated[int | None, typer.Option(help="Tokens of prompt and answer; 2048 by default.")] = None,
     prefill_chunk: Annotated[int | None, typer.Option(help="Prompt tokens per step; 256 by default.")] = None,
     transport: Transport = None,
+    spin_us: SpinUs = None,
     expected_workers: Annotated[int | None, typer.Option(help="Wait for them before the first placement.")] = None,
     metrics_listen: Annotated[
         str | None, typer.Option(help="host:port of /livez, /readyz and /metrics; auto (loopback, 7090) or off.")
@@ -82,7 +84,7 @@ def controller(
         "threads": threads, "slots": slots, "context_tokens": context, "prefill_chunk_tokens": prefill_chunk,
         "transport": transport, "data": data, "expected_workers": expected_workers, "http_listen": http_listen,
         "metrics_listen": metrics_listen, "otlp": otlp, "jobs": jobs, "models_folder": models_folder,
-        "numerics": numerics,
+        "numerics": numerics, "spin_us": spin_us,
     }  # fmt: skip
     setup_logs()
     run(read_settings(flags, os.environ, config))
@@ -109,6 +111,7 @@ def up(
     precision: Precision = None,
     numerics: Numerics = None,
     transport: Transport = None,
+    spin_us: SpinUs = None,
     token: Token = None,
     secure: Annotated[bool, typer.Option("--secure", help="Mutual TLS with a CA made here, and tokens.")] = False,
     tls: TlsFolder = None,
@@ -129,14 +132,15 @@ def up(
     from expertmesh_controller.local.asking import UpFlags, up_request  # noqa: PLC0415 - quick --help
     from expertmesh_controller.local.up import up as run_up  # noqa: PLC0415
 
-    shared = _options({"--threads": threads, "--slots": slots})
+    spin = _options({"--spin-us": spin_us})
+    shared = (*_options({"--threads": threads, "--slots": slots}), *spin)
     # Anybody can read arguments, and the URL of a store may hold its password.
     environment = dict(os.environ) if store is None else {**os.environ, "EXPERTMESH_STORE": store}
     flags = UpFlags(
         tuple(model or ()), workers, budget_share, listen or f"{host}:{port}", precision or "fp32", transport or "auto",
         token, secure, tls, cache, logs, (*shared, *_options({"--numerics": numerics})),
         gateways=gateways, http_port=http_port,
-        gateway_options=shared, jobs=jobs, numerics=numerics or "exact",
+        gateway_options=shared, jobs=jobs, numerics=numerics or "exact", worker_options=spin,
     )  # fmt: skip
     # Sockets and other temporary files of all processes live and die in one folder.
     with tempfile.TemporaryDirectory(prefix="expertmesh-", dir=socket_root(), ignore_cleanup_errors=True) as folder:

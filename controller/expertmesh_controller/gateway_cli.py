@@ -9,6 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
+from expertmesh_common.channel.spinning import MAX_SPIN_US
+
+SpinUs = Annotated[
+    int | None,
+    typer.Option(
+        "--spin-us", min=0, max=MAX_SPIN_US,
+        help="Microseconds to poll for experts before sleeping; 0 by default. Only with a core for every process.",
+    ),
+]  # fmt: skip
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -38,6 +48,7 @@ def gateway(
     context: Annotated[int | None, typer.Option(help="Tokens of prompt and answer; 2048 by default.")] = None,
     prefill_chunk: Annotated[int | None, typer.Option(help="Prompt tokens per step; 256 by default.")] = None,
     transport: Annotated[str | None, typer.Option(help="Expert channel: auto, grpc, unix or tcp.")] = None,
+    spin_us: SpinUs = None,
     metrics_listen: Annotated[
         str | None, typer.Option(help="host:port of /livez, /readyz, /metrics; auto (any free port, loopback) or off.")
     ] = None,
@@ -60,7 +71,7 @@ def gateway(
         "join": join, "listen": listen, "http_listen": http_listen, "token": token or None, "tls": tls,
         "gateway_id": gateway_id or f"{platform.node()}-{os.getpid()}", "models": tuple(model or ()),
         "cache": cache or home_folder() / "gateway", "threads": threads, "slots": slots, "context_tokens": context,
-        "prefill_chunk_tokens": prefill_chunk, "transport": transport,
+        "prefill_chunk_tokens": prefill_chunk, "transport": transport, "spin_us": spin_us,
         "metrics_listen": metrics_listen, "otlp": otlp,
     }  # fmt: skip
     setup_logs()

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from expertmesh_common.channel.spinning import MAX_SPIN_US
 from expertmesh_common.errors import InvalidInput
 from expertmesh_controller.gateway.dispatch.links.opening import Transport
 from expertmesh_controller.gateway.settings import GatewaySettings
@@ -44,6 +45,8 @@ class GatewayProcessSettings(BaseModel):
     """Of each trunk. More than the free cores makes every token slower."""
     transport: Transport = "auto"
     """Of the expert channel."""
+    spin_us: Annotated[int, Field(ge=0, le=MAX_SPIN_US)] = 0
+    """How long workers' sockets are polled for a reply before sleeping; only with a core for every process."""
     metrics_listen: str = "auto"
     """Where metrics and probes are: `host:port`, `auto` (loopback, any free port) or `off`."""
     otlp: str | None = None
@@ -59,6 +62,7 @@ class GatewayProcessSettings(BaseModel):
             context_tokens=self.context_tokens,
             prefill_chunk_tokens=self.prefill_chunk_tokens,
             threads=self.threads,
+            spin_us=self.spin_us,
         )
 
 

@@ -137,6 +137,7 @@ def _surroundings(settings: ControllerSettings, routes: Routes, towards_workers:
         context_tokens=settings.context_tokens,
         prefill_chunk_tokens=settings.prefill_chunk_tokens,
         threads=settings.threads,
+        spin_us=settings.spin_us,
     )
     return Surroundings(routes, towards_workers, settings.transport, settings=gateway)
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from expertmesh.local_access import home_folder
 from expertmesh_common.bundle.manifest import Numerics, Precision
+from expertmesh_common.channel.spinning import MAX_SPIN_US
 from expertmesh_common.errors import InvalidInput
 from expertmesh_controller.model_settings import ENVIRONMENT_SEPARATOR, ModelSettings, with_models
 
@@ -60,6 +61,8 @@ class ControllerSettings(BaseModel):
     """Prompt tokens per step; smaller steps disturb running answers less."""
     transport: Transport = "auto"
     """Of the expert channel; auto takes unix sockets on one host and TCP between hosts, gRPC where neither works."""
+    spin_us: Annotated[int, Field(ge=0, le=MAX_SPIN_US)] = 0
+    """How long workers' sockets are polled for a reply before sleeping; only with a core for every process."""
     expected_workers: Annotated[int, Field(ge=0)] = 0
     """The first placement waits for this many workers, so that it need not be changed at once; 0 is unknown."""
     metrics_listen: str = "auto"

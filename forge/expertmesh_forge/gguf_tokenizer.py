@@ -38,7 +38,10 @@ _WHOLE_WORDS_FIRST = ("llama-bpe",)
 
 @dataclass(frozen=True, slots=True)
 class ChatSettings:
-    """What serving needs beside the tokenizer; `chat_template` is a Jinja2 text or None."""
+    """What serving needs beside the tokenizer; `chat_template` is a Jinja2 text or None.
+
+    The first of `eos_ids` is the one that the model's file calls the end.
+    """
 
     chat_template: str | None
     bos_id: int | None
@@ -121,10 +124,11 @@ def read_chat_settings(file: GgufFile) -> ChatSettings:
 def _end_ids(file: GgufFile, tokens: list[str]) -> tuple[int, ...]:
     # Chat models end a turn with one token and a document with another; both must stop output.
     names = ("<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|im_end|>")
-    ids = {tokens.index(name) for name in names if name in tokens}
     own = [f"tokenizer.ggml.{which}_token_id" for which in ("eos", "eot")]
-    ids |= {file.integer(key) for key in own if file.has(key)}
-    return tuple(sorted(one for one in ids if 0 <= one < len(tokens)))
+    # What the file calls the end comes first: chat templates know that one as `eos_token`.
+    ids = [file.integer(key) for key in own if file.has(key)]
+    ids += [tokens.index(name) for name in names if name in tokens]
+    return tuple(dict.fromkeys(one for one in ids if 0 <= one < len(tokens)))
 
 
 def _marked(tokens: list[str], kinds: list[int], kind: int) -> list[AddedToken]:

@@ -1,4 +1,7 @@
-"""One suite for every transport of the expert channel, in plain text and under mTLS with a token."""
+"""One suite for every transport of the expert channel, in plain text and under mTLS with a token.
+
+Streams wait asleep, and polling: with TLS, where nobody polls, the option must do no harm.
+"""
 
 import contextlib
 import socket
@@ -23,6 +26,7 @@ from rigs.expert_worker import ExpertWorker
 
 HIDDEN, WIDTH, EXPERTS = 16, 8, 4
 WEIGHTS = expert_weights(1, EXPERTS, HIDDEN, WIDTH)
+SPIN_US = 20_000
 
 
 @pytest.fixture(scope="module")
@@ -35,18 +39,29 @@ def security(request, certificates):
     return Security() if request.param == "plain" else Security(certificates, "s3cret")
 
 
-@pytest.fixture(params=["grpc", "unix", "tcp"])
-def transport(request):
-    return request.param
+CARRIAGES = {"grpc": 0, "unix": 0, "tcp": 0, "unix-spinning": SPIN_US, "tcp-spinning": SPIN_US}
+STREAMS = [name for name in CARRIAGES if name != "grpc"]
+
+
+@pytest.fixture(params=CARRIAGES)
+def carriage(request):
+    """(transport, microseconds that both ends poll)."""
+    return request.param.partition("-")[0], CARRIAGES[request.param]
 
 
 @pytest.fixture
-def serve(security):
+def transport(carriage):
+    return carriage[0]
+
+
+@pytest.fixture
+def serve(request, security):
     """Starts workers; they end with the test."""
     workers = []
+    spin_us = request.getfixturevalue("carriage")[1] if "carriage" in request.fixturenames else 0
 
     def start(host, **options):
-        workers.append(ExpertWorker(host, security=security, **options))
+        workers.append(ExpertWorker(host, security=security, spin_us=spin_us, **options))
         return workers[-1]
 
     yield start
@@ -56,14 +71,13 @@ def serve(security):
 
 
 @pytest.fixture
-def connect(security, transport):
+def connect(security, carriage):
     """Opens links; they end with the test."""
     watchdog, links = Watchdog(), []
+    transport, spin_us = carriage
 
-    def start(worker, **caller):
-        links.append(
-            open_link(worker.route, Caller("g", **{"security": security, "transport": transport, **caller}), watchdog)
-        )
+    def start(worker, security=security):
+        links.append(open_link(worker.route, Caller("g", security, transport, spin_us=spin_us), watchdog))
         return links[-1]
 
     yield start
@@ -182,8 +196,8 @@ def test_draining_finishes_the_frame_in_flight_and_refuses_new_links(serve, conn
         connect(worker)
 
 
-def test_a_pool_reopens_the_link_when_the_worker_comes_back(serve, security, transport):
-    pool = LinkPool(Caller("g", security, transport))
+def test_a_pool_reopens_the_link_when_the_worker_comes_back(serve, security, carriage):
+    pool = LinkPool(Caller("g", security, carriage[0], spin_us=carriage[1]))
     try:
         worker = serve(IdentityHost())
         pool.follow([worker.route])
@@ -226,7 +240,7 @@ def test_a_worker_of_another_generation_is_refused(serve, connect):
         connect(worker_like)
 
 
-@pytest.mark.parametrize("transport", ["unix", "tcp"], indirect=True)  # gRPC bounds messages itself
+@pytest.mark.parametrize("carriage", STREAMS, indirect=True)  # gRPC bounds messages itself
 def test_frames_that_announce_too_many_bytes_are_refused_before_they_are_read(serve, connect):
     worker = serve(IdentityHost())
     worker.streams._limit = 4096

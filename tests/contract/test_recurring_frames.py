@@ -24,18 +24,23 @@ def runtime(tmp_path):
 
 
 @pytest.fixture
-def worker(runtime):
-    served = ExpertWorker(runtime)
+def worker(runtime, spin_us):
+    served = ExpertWorker(runtime, spin_us=spin_us)
     yield served
     served.stop(0.1)
 
 
 @pytest.fixture
-def connect(worker):
+def spin_us():
+    return 0
+
+
+@pytest.fixture
+def connect(worker, spin_us):
     watchdog, links = Watchdog(), []
 
     def start(transport):
-        links.append(open_link(worker.route, Caller("g", transport=transport), watchdog))
+        links.append(open_link(worker.route, Caller("g", transport=transport, spin_us=spin_us), watchdog))
         return links[-1]
 
     yield start
@@ -58,7 +63,7 @@ def trade(link, request):
     return link.take(expires_at)
 
 
-@pytest.mark.parametrize("transport", ["grpc", "unix", "tcp"])
+@pytest.mark.parametrize(("transport", "spin_us"), [("grpc", 0), ("unix", 0), ("tcp", 0), ("unix", 20_000)])
 def test_every_answer_of_a_long_conversation_is_that_of_the_runtime(runtime, connect, transport):
     link = connect(transport)
     for seq in range(1, 60):

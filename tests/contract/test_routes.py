@@ -13,16 +13,8 @@ from expertmesh_common.errors import Unauthenticated, Unavailable
 from expertmesh_common.security import Security, dial
 from expertmesh_common.serving import Serving
 from expertmesh_controller.cluster.remote_routes import RemoteRoutes
-from expertmesh_controller.cluster.routes import (
-    EndpointAddress,
-    Epoch,
-    ExpertRows,
-    GatewayReport,
-    InstanceRoute,
-    Routes,
-    RouteTable,
-    WorkerRoute,
-)
+from expertmesh_controller.cluster.reports import ExpertRows, GatewayReport
+from expertmesh_controller.cluster.routes import EndpointAddress, Epoch, InstanceRoute, Routes, RouteTable, WorkerRoute
 from expertmesh_controller.control.bundles_hub import BundlesHub
 from expertmesh_controller.control.routes_hub import RoutesHub
 from expertmesh_controller.control.routes_service import RoutesService

@@ -49,9 +49,10 @@ def long_answer(up: RunningUp, act) -> tuple[list[int], float]:
         return disturbed(stream, 20, act)
 
 
-@pytest.mark.parametrize("transport", ["unix", "tcp", "grpc"])
+@pytest.mark.parametrize("transport", ["unix", "tcp", "grpc", "unix --spin-us 500"])
 def test_a_mesh_answers_what_a_dense_pass_computes_whatever_the_transport(tiny_folder, folder, expected, transport):
-    with running_up(folder, up_arguments(tiny_folder, "--transport", transport, "--store", "memory")) as up:
+    arguments = ["--store", "memory", "--transport", *transport.split()]
+    with running_up(folder, up_arguments(tiny_folder, *arguments)) as up:
         assert list(answer(up)) == expected
         with Client(up.address) as client:
             nodes = client.nodes()

@@ -14,7 +14,7 @@ from expertmesh_api.v1 import operations_pb2, operations_pb2_grpc
 from expertmesh_common.clock import SystemClock
 from expertmesh_common.security import Security, dial
 from expertmesh_controller.cluster.remote_routes import RemoteRoutes
-from expertmesh_controller.cluster.routes import GatewayReport
+from expertmesh_controller.cluster.reports import ExpertRows, GatewayReport
 from expertmesh_controller.control.journal import JOURNAL_KEY, Entry, Reason
 from expertmesh_controller.control.store.memory_store import MemoryStore
 from models.control_plane import QUICK, ControlPlane, control_plane
@@ -111,6 +111,16 @@ async def test_one_failed_call_moves_nothing(plane: ControlPlane, store: MemoryS
     assert (Reason.WORKER_UNREACHABLE, "w0") not in await noted(store)
     for worker in workers:
         await worker.die()
+
+
+async def test_rows_of_many_reports_never_grow_beyond_what_can_be_told(plane: ControlPlane) -> None:
+    (model, layer, index), *_ = ((key.model, key.layer, key.index) for key in plane.loop.view().catalogue)
+    most = GatewayReport("g", rows=(ExpertRows(model, layer, index, 2**63),))
+    for _ in range(3):
+        await plane.loop.routes.report(most)
+    async with dial(plane.address, Security()) as channel:
+        listed = await operations_pb2_grpc.OperationsStub(channel).ListExperts(operations_pb2.ListExpertsRequest())
+    assert max(placed.rows for placed in listed.experts) == 2**63
 
 
 async def test_nobody_hands_over_to_a_newcomer_before_gateways_had_the_time_to_miss_it(bundle: Path) -> None:

@@ -12,7 +12,8 @@ from expertmesh import AsyncClient, DeadlineExceeded, InvalidRequest, NotFound
 from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.security import Security
 from expertmesh_common.serving import Serving
-from expertmesh_controller.cluster.routes import GatewayReport, RouteTable
+from expertmesh_controller.cluster.reports import GatewayReport
+from expertmesh_controller.cluster.routes import RouteTable
 from expertmesh_controller.gateway.gateway import Gateway
 from expertmesh_controller.gateway.settings import GatewaySettings
 from expertmesh_forge.reference import ReferenceModel

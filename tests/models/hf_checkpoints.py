@@ -18,8 +18,8 @@ import transformers
 from models import tiny_bundle as tiny
 
 FAMILIES = (
-    "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "phimoe", "deepseek_v2", "deepseek_v3", "gpt_oss",
-    "llama4_text",
+    "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "granitemoeshared", "phimoe", "deepseek_v2",
+    "deepseek_v3", "gpt_oss", "llama4_text",
 )  # fmt: skip
 
 _COMMON = {
@@ -36,6 +36,10 @@ _LATENT = {
         "mscale_all_dim": 0.7, "original_max_position_embeddings": 64,
     },
 }  # fmt: skip
+_GRANITE = {
+    "intermediate_size": 32, "num_local_experts": 6, "num_experts_per_tok": 3, "tie_word_embeddings": True,
+    "embedding_multiplier": 3.0, "residual_multiplier": 0.4, "attention_multiplier": 0.11, "logits_scaling": 2.5,
+}  # fmt: skip
 _RECIPES: dict[str, dict[str, object]] = {
     "mixtral": {"intermediate_size": 32, "num_local_experts": 7, "num_experts_per_tok": 2, "sliding_window": 12},
     "qwen2_moe": {
@@ -48,10 +52,8 @@ _RECIPES: dict[str, dict[str, object]] = {
         "mlp_only_layers": [1], "norm_topk_prob": True, "head_dim": 32, "tie_word_embeddings": True,
     },
     "olmoe": {"intermediate_size": 32, "num_experts": 9, "num_experts_per_tok": 4, "norm_topk_prob": False},
-    "granitemoe": {
-        "intermediate_size": 32, "num_local_experts": 6, "num_experts_per_tok": 3, "tie_word_embeddings": True,
-        "embedding_multiplier": 3.0, "residual_multiplier": 0.4, "attention_multiplier": 0.11, "logits_scaling": 2.5,
-    },
+    "granitemoe": _GRANITE,
+    "granitemoeshared": {**_GRANITE, "shared_intermediate_size": 96},
     "phimoe": {
         "intermediate_size": 32, "num_local_experts": 6, "num_experts_per_tok": 2, "router_jitter_noise": 0.2,
         "attention_bias": True, "lm_head_bias": True,

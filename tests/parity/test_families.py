@@ -52,6 +52,8 @@ VARIANTS = {
     ),
     "olmoe renormalised": ("olmoe", {"norm_topk_prob": True}),
     "granite with a head of its own and biases": ("granitemoe", {"tie_word_embeddings": False, "attention_bias": True}),
+    "shared granite without shared experts": ("granitemoeshared", {"shared_intermediate_size": 0}),
+    "shared granite with a head of its own": ("granitemoeshared", {"tie_word_embeddings": False}),
     "phimoe with plain positions": ("phimoe", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
     "deepseek-v2 greedy, queries uncompressed": (
         "deepseek_v2", {"q_lora_rank": None, "topk_method": "greedy", "first_k_dense_replace": 0},

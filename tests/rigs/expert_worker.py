@@ -28,13 +28,16 @@ from rigs.expert_hosts import IdentityHost, TinyHost, expert_weights
 class ExpertWorker:
     """Runs the servers of one host on a loop in a thread of its own."""
 
-    def __init__(self, host, worker_id="w0", *, generation="g1", security=None, port=0, same_host=True, clock=None):
+    def __init__(
+        self, host, worker_id="w0", *, generation="g1", security=None, port=0, same_host=True, clock=None, spin_us=0
+    ):
         self.security = security or Security()
         self.tickets = Tickets(clock or SystemClock())
         shortcut = getattr(host, "recurring", None)  # a real runtime has one
         self.streams = StreamServer(
-            host, self.tickets, self.security.ssl_server_context(), handshake_timeout_s=0.5, shortcut=shortcut
-        )
+            host, self.tickets, self.security.ssl_server_context(), handshake_timeout_s=0.5, shortcut=shortcut,
+            spin_us=spin_us,
+        )  # fmt: skip
         self.unix, self.tcp = self.streams.listen_unix(), self.streams.listen_tcp("127.0.0.1")
         identity = Identity(worker_id, generation, host_id() if same_host else "elsewhere")
         self.identity = replace(identity, streams=(self.unix, self.tcp))
@@ -126,8 +129,9 @@ def main():
     tls = TlsFiles.in_folder(Path(settings["tls"])) if settings.get("tls") else None
     security = Security(tls, settings.get("token"))
     worker = ExpertWorker(
-        make_host(settings), settings["worker_id"], generation=settings["generation"], security=security
-    )
+        make_host(settings), settings["worker_id"], generation=settings["generation"], security=security,
+        spin_us=settings.get("spin_us", 0),
+    )  # fmt: skip
     print(json.dumps({"port": worker.port}), flush=True)
     sys.stdin.read()  # until the parent closes it or ends
     worker.stop()

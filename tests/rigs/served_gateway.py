@@ -13,7 +13,8 @@ from expertmesh_api.v1 import inference_pb2_grpc
 from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.security import MAX_MESSAGE_BYTES, Security, dial
 from expertmesh_common.serving import Serving
-from expertmesh_controller.cluster.routes import Epoch, GatewayReport, InstanceRoute, RouteTable, WorkerRoute
+from expertmesh_controller.cluster.reports import GatewayReport
+from expertmesh_controller.cluster.routes import Epoch, InstanceRoute, RouteTable, WorkerRoute
 from expertmesh_controller.gateway.gateway import Gateway
 from expertmesh_controller.gateway.settings import GatewaySettings
 from models import tiny_bundle as tiny

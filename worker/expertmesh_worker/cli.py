@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from expertmesh_common.channel.spinning import MAX_SPIN_US
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -46,6 +48,14 @@ def worker(
     ] = None,
     provider: Annotated[str, typer.Option(help="Who computes: cpu or cuda.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, max=256, help="Frames computed at once.")] = 1,
+    spin_us: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=MAX_SPIN_US,
+            help="Microseconds to poll for the next request before sleeping. Only with a core for every process.",
+        ),
+    ] = 0,
     declared_speed: Annotated[
         float | None, typer.Option(min=1.0, help="Rows per second to report instead of the measured ones.")
     ] = None,
@@ -76,6 +86,7 @@ def worker(
             advertise=advertise,
             provider=provider,
             threads=threads,
+            spin_us=spin_us,
             declared_speed=declared_speed,
             metrics_listen=metrics_listen,
             otlp=otlp,

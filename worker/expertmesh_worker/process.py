@@ -16,6 +16,7 @@ from expertmesh_common.access.following import AccessFollower
 from expertmesh_common.bundle.blobs import BlobStore
 from expertmesh_common.channel.host import host_id
 from expertmesh_common.clock import SystemClock
+from expertmesh_common.huge_pages import collapse
 from expertmesh_common.observability.tracing import Tracing, tracing_while
 from expertmesh_common.observability.watching import shown
 from expertmesh_common.running import run_service
@@ -23,6 +24,7 @@ from expertmesh_common.security import Security, TlsFiles
 from expertmesh_worker.agent.joining import Membership
 from expertmesh_worker.agent.orders import Orders, Terms
 from expertmesh_worker.agent.session import Reports
+from expertmesh_worker.agent.settling import Settling
 from expertmesh_worker.artifacts.cache import ArtifactCache
 from expertmesh_worker.artifacts.partial import remove_stale_partials
 from expertmesh_worker.artifacts.shelf import default_limit_bytes
@@ -87,18 +89,23 @@ class Worker:
             listen=listen,
             advertise=advertised,
             stream_port=self._settings.stream_port,
+            spin_us=self._settings.spin_us,
         )
         log.info("worker %s listens on %s", self._settings.worker_id, doors.endpoint.address)
         following = asyncio.create_task(self._access.run(), name="access")
+        settling = Settling(collapse)
         try:
             with ThreadPoolExecutor(LOADERS, "loader", _yield_to_frames) as loaders:
                 terms = Terms()
-                orders = Orders(self._residents, self._cache, terms, loaders, origin=self._settings.join)
+                orders = Orders(
+                    self._residents, self._cache, terms, loaders, origin=self._settings.join, loaded=settling.changed
+                )
                 membership = self._membership(doors, orders, terms)
                 parts = self._parts(membership, orders)
                 async with shown(shows(parts), doors.serving, self._settings.metrics_listen):
                     await membership.keep(stop)
         finally:
+            settling.close()
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
             await doors.close(self._settings.drain_s)

@@ -55,16 +55,27 @@ class Behind:
 
 
 async def open_doors(
-    behind: Behind, identity: Identity, security: Security, *, listen: str, advertise: str, stream_port: int = 0
+    behind: Behind,
+    identity: Identity,
+    security: Security,
+    *,
+    listen: str,
+    advertise: str,
+    stream_port: int = 0,
+    spin_us: int = 0,
 ) -> Doors:
     """Listen on `listen` (host:port) for gRPC and on `stream_port` (0: any) beside it for streams.
+
+    Plain streams are polled for `spin_us` before their threads sleep.
 
     Raises:
         InvalidInput: nothing can listen there.
 
     """
     tickets = Tickets(SystemClock())
-    streams = StreamServer(behind.host, tickets, security.ssl_server_context(), shortcut=behind.shortcut)
+    streams = StreamServer(
+        behind.host, tickets, security.ssl_server_context(), shortcut=behind.shortcut, spin_us=spin_us
+    )
     security.doorkeeper.on_revoked(tickets.end)
     security.doorkeeper.on_revoked(streams.end)
     unix = [streams.listen_unix()] if hasattr(socket, "AF_UNIX") else []

@@ -42,6 +42,8 @@ class WorkerSettings:
     provider: str = "cpu"
     threads: int = 1
     """Frames computed at once. One per core; processes scale better at single rows."""
+    spin_us: int = 0
+    """How long a stream is polled for the next request before sleeping; only with a core for every process."""
     declared_speed: float | None = None
     """Rows per second to report instead of the measured ones, for operators who want less work here."""
     metrics_listen: str = "auto"

@@ -12,7 +12,8 @@ from expertmesh_api.v1 import routes_pb2, routes_pb2_grpc
 from expertmesh_common.clock import Clock
 from expertmesh_common.errors import InvalidInput, MeshError, Precondition, Refused, Unauthenticated, Unavailable
 from expertmesh_controller.cluster.incarnations import Incarnations
-from expertmesh_controller.cluster.routes import GatewayReport, RouteTable
+from expertmesh_controller.cluster.reports import GatewayReport
+from expertmesh_controller.cluster.routes import RouteTable
 
 log = logging.getLogger(__name__)
 

@@ -12,12 +12,10 @@ from functools import cached_property
 from typing import Protocol
 
 from expertmesh_api.v1 import common_pb2, routes_pb2
+from expertmesh_controller.cluster.reports import GatewayReport
 
 ExpertAt = tuple[int, int]
 """(layer, index) of an expert of a known model."""
-
-TOKEN_MS_BOUNDS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024)
-"""Upper bounds of `GatewayReport.token_ms_histogram`; one more bucket counts what is above the last."""
 
 LEAST_FREQUENCY = 1e-3
 """Experts that calibration never saw still count, so that they are spread too."""
@@ -167,51 +165,6 @@ class RouteTable:
         )
         lacks = tuple(Lack(lack.model, lack.missing_bytes) for lack in message.lacks)
         return RouteTable(Epoch.from_proto(message.epoch), workers, instances, message.incarnation, lacks)
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertRows:
-    """Rows that were sent to an expert."""
-
-    model: str
-    layer: int
-    index: int
-    rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class GatewayReport:
-    """What a gateway saw since its last report; histogram bounds are `TOKEN_MS_BOUNDS`."""
-
-    gateway_id: str
-    arrivals: int = 0
-    token_ms_histogram: tuple[int, ...] = ()
-    rows: tuple[ExpertRows, ...] = ()
-    suspect_worker_ids: tuple[str, ...] = ()
-
-    def to_proto(self) -> routes_pb2.GatewayReport:
-        return routes_pb2.GatewayReport(
-            gateway_id=self.gateway_id,
-            arrivals=self.arrivals,
-            token_ms_histogram=self.token_ms_histogram,
-            rows=[
-                routes_pb2.ExpertRows(
-                    expert=common_pb2.ExpertRef(model=r.model, layer=r.layer, index=r.index), rows=r.rows
-                )
-                for r in self.rows
-            ],
-            suspect_worker_ids=self.suspect_worker_ids,
-        )
-
-    @staticmethod
-    def from_proto(message: routes_pb2.GatewayReport) -> GatewayReport:
-        return GatewayReport(
-            message.gateway_id,
-            message.arrivals,
-            tuple(message.token_ms_histogram),
-            tuple(ExpertRows(r.expert.model, r.expert.layer, r.expert.index, r.rows) for r in message.rows),
-            tuple(message.suspect_worker_ids),
-        )
 
 
 class Routes(Protocol):

@@ -22,7 +22,8 @@ from expertmesh_common.bundle.blob_service import BlobService
 from expertmesh_common.clock import Clock
 from expertmesh_common.errors import Precondition, Unavailable
 from expertmesh_controller.cluster.bundles import LeavingModel
-from expertmesh_controller.cluster.routes import Epoch, GatewayReport, RouteTable
+from expertmesh_controller.cluster.reports import GatewayReport
+from expertmesh_controller.cluster.routes import Epoch, RouteTable
 from expertmesh_controller.control.bundles_hub import BundleBlobs, BundlesHub, offered
 from expertmesh_controller.control.catalogue import ServedModel
 from expertmesh_controller.control.deciding import Decider
@@ -42,6 +43,10 @@ from expertmesh_controller.control.view import View
 
 log = logging.getLogger(__name__)
 
+MOST_EXPERTS = 2**20
+"""Of which rows are counted: names come from gateways."""
+
+MOST_TOTAL_ROWS = 2**63
 SERVICES = tuple(f"expertmesh_api.v1.{name}" for name in ("Routes", "Membership", "Operations", "Blobs"))
 
 
@@ -197,7 +202,10 @@ class ControlLoop:
 
     def _reported(self, report: GatewayReport) -> None:
         """Gateways route around what they suspect by themselves; what they cannot reach must not be an only copy."""
-        self._rows.update({(r.model, r.layer, r.index): r.rows for r in report.rows})
+        for row in report.rows:
+            expert = (row.model, row.layer, row.index)
+            if expert in self._rows or len(self._rows) < MOST_EXPERTS:
+                self._rows[expert] = min(self._rows[expert] + row.rows, MOST_TOTAL_ROWS)
         if report.suspect_worker_ids:
             self.registry.suspect(report.gateway_id, report.suspect_worker_ids)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
-from expertmesh_controller.cluster.routes import Epoch, GatewayReport, RouteTable
+from expertmesh_controller.cluster.reports import GatewayReport
+from expertmesh_controller.cluster.routes import Epoch, RouteTable
 
 
 class RoutesHub:

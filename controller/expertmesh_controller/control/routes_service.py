@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 from expertmesh_api.v1 import routes_pb2, routes_pb2_grpc
 from expertmesh_common.serving import Context
 from expertmesh_controller.cluster.bundles import Bundles
-from expertmesh_controller.cluster.routes import GatewayReport, Routes
+from expertmesh_controller.cluster.reports import GatewayReport
+from expertmesh_controller.cluster.routes import Routes
 
 
 class RoutesService(routes_pb2_grpc.RoutesServicer):

@@ -8,7 +8,8 @@ from typing import Protocol
 
 from expertmesh_common.clock import Clock
 from expertmesh_common.errors import MeshError
-from expertmesh_controller.cluster.routes import ExpertRows, GatewayReport, Routes, RouteTable
+from expertmesh_controller.cluster.reports import ExpertRows, GatewayReport
+from expertmesh_controller.cluster.routes import Routes, RouteTable
 from expertmesh_controller.gateway.batching.forward import Experts
 from expertmesh_controller.gateway.batching.tally import Tally
 

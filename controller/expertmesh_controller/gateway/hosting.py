@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.clock import Clock, SystemClock
+from expertmesh_common.huge_pages import collapse
 from expertmesh_common.observability.tracing import Tracing
 from expertmesh_common.security import Security
 from expertmesh_controller.cluster.models import ModelSpec
@@ -88,7 +89,9 @@ class ModelHost:
             NotHere, CorruptData: a blob is missing or not what its digest says.
 
         """
-        return await asyncio.to_thread(_load, spec, bundle, self._with)
+        loaded = await asyncio.to_thread(_load, spec, bundle, self._with)
+        await asyncio.to_thread(collapse)
+        return loaded
 
     async def start(self, loaded: LoadedModel) -> None:
         """Let requests in.
@@ -144,7 +147,7 @@ def _load(spec: ModelSpec, bundle: Bundle, around: Surroundings) -> LoadedModel:
     manifest = bundle.manifest
     settings = around.settings.model_copy(update={"slots": spec.slots})
     # Every model has links of its own: two engines' frames on one link would wait for each other.
-    pool = LinkPool(Caller(uuid.uuid4().hex, around.security, around.transport))
+    pool = _links(around)
     plane = ExpertPlane(spec.name, manifest.layers, load_gates(bundle), pool)
     try:
         gateway = Gateway(
@@ -181,7 +184,12 @@ def _load_fused(spec: ModelSpec, bundle: Bundle, around: Surroundings) -> Loaded
         sla_window_s=spec.sla.window_s,
         fused=fused,
     )
-    return LoadedModel(gateway, plane, LinkPool(Caller(uuid.uuid4().hex, around.security, around.transport)))
+    return LoadedModel(gateway, plane, _links(around))
+
+
+def _links(around: Surroundings) -> LinkPool:
+    caller = Caller(uuid.uuid4().hex, around.security, around.transport, spin_us=around.settings.spin_us)
+    return LinkPool(caller)
 
 
 def _give_memory_back() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from expertmesh_common.channel.spinning import MAX_SPIN_US
+
 __all__ = ["GatewaySettings"]
 
 
@@ -18,6 +20,7 @@ class GatewaySettings(BaseModel):
         256, ge=1, description="prompt tokens per step; a long prompt delays others by that"
     )
     threads: int = Field(1, ge=1, description="of the trunk")
+    spin_us: int = Field(0, ge=0, le=MAX_SPIN_US, description="polling for a worker's reply before sleeping")
     queue_limit: int = Field(128, ge=0, description="requests that may wait for a slot; one client alone gets half")
     reader_patience_s: float = Field(30.0, gt=0, description="an answer that nobody reads for so long is given up")
     default_deadline_s: float = Field(120.0, gt=0, description="for calls that bring no deadline")

@@ -43,6 +43,7 @@ class UpFlags:
     gateway_options: tuple[str, ...] = ()
     jobs: str = "on"
     numerics: str = "exact"
+    worker_options: tuple[str, ...] = ()
 
 
 def up_request(flags: UpFlags, runtime_folder: Path) -> UpRequest:
@@ -94,6 +95,7 @@ def up_request(flags: UpFlags, runtime_folder: Path) -> UpRequest:
         gateways=gateways,
         gateway_doors=further_doors(door, gateways, listen),
         gateway_options=flags.gateway_options,
+        worker_options=flags.worker_options,
         numerics=cast("Numerics", flags.numerics),
     )
 

@@ -44,6 +44,7 @@ class UpRequest:
     gateways: tuple[str, ...] = ()
     """Where further gateways listen, besides the controller's own."""
     gateway_options: tuple[str, ...] = ()
+    worker_options: tuple[str, ...] = ()
     http_listen: str | None = None
     """Where the controller's OpenAI door listens; None for no door."""
     gateway_doors: tuple[str | None, ...] = ()
@@ -111,7 +112,7 @@ def worker_specs(request: UpRequest, budget: int, environment: Mapping[str, str]
             name,
             (
                 "worker", "--join", request.dial_address, "--id", name, "--budget", str(budget),
-                "--cache", str(request.cache), *_doors(request), *_tls(request),
+                "--cache", str(request.cache), *_doors(request), *_tls(request), *request.worker_options,
             ),
             _environment(request, environment, {"EXPERTMESH_TOKEN": request.local_token}),
             request.log_folder / f"{name}.log",

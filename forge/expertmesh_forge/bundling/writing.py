@@ -37,7 +37,7 @@ from expertmesh_forge.errors import BundleError
 from expertmesh_forge.gguf_tokenizer import ChatSettings
 from expertmesh_forge.input_energy import LayerEnergy
 
-__all__ = ["BundleLabels", "require_replaceable", "swap_into_place", "write_bundle"]
+__all__ = ["BundleLabels", "place_of", "require_replaceable", "swap_into_place", "write_bundle"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def write_bundle(
     """Write the bundle into `folder`, replacing a bundle that is there only once the new one is whole.
 
     Raises:
-        BundleError: `folder` holds something that is not a bundle.
+        BundleError: `folder` cannot be written, or holds something that is not a bundle.
 
     """
     with _replacing(folder) as partial:
@@ -167,34 +167,55 @@ def _tokenizer(labels: BundleLabels, blobs: BlobStore) -> Tokenizer:
 @contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
     """A fresh sibling of `folder` that takes its name if the body succeeds and vanishes if it fails."""
-    require_replaceable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    place = place_of(folder)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".partial", dir=place.parent))
     partial.chmod(0o755)
     try:
         yield partial
-        swap_into_place(partial, folder)
+        swap_into_place(partial, place)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def require_replaceable(folder: Path) -> None:
-    """Raise `BundleError` if writing a bundle to `folder` would destroy something else."""
-    if folder.exists() and not (folder.is_dir() and ((folder / MANIFEST_NAME).is_file() or not any(folder.iterdir()))):
-        raise BundleError(f"{folder} exists and is not a bundle; choose another folder or remove it")
+    """Raise `BundleError` if a bundle cannot be written to `folder`, or would destroy something else."""
+    place_of(folder)
 
 
-def swap_into_place(partial: Path, folder: Path) -> None:
-    """Give the whole bundle in `partial` the name `folder`; a bundle that has it stays until then."""
-    if not folder.exists():
-        partial.rename(folder)
+def place_of(folder: Path) -> Path:
+    """Where a bundle that is called `folder` lies: links lead there, and stay as they are.
+
+    Raises:
+        BundleError: nothing can be there, or something is that is not a bundle.
+
+    """
+    try:
+        place = folder.resolve()
+    except (OSError, RuntimeError) as error:  # the latter for links in a circle, before Python 3.13
+        raise BundleError(f"{folder} leads nowhere ({error}); choose another folder") from error
+    if place.is_dir():
+        if not (place / MANIFEST_NAME).is_file() and any(place.iterdir()):
+            raise BundleError(f"{folder} exists and is not a bundle; choose another folder or remove it")
+        return place
+    # Parents that are missing are made; a file cannot become one.
+    first = next(path for path in (place, *place.parents) if path.exists())
+    if not first.is_dir():
+        raise BundleError(f"{first} is a file, so no bundle can be written to {folder}; choose another folder")
+    return place
+
+
+def swap_into_place(partial: Path, place: Path) -> None:
+    """Give the whole bundle in `partial` the name `place`, which is no link; a bundle that has it stays until then."""
+    if not place.exists():
+        partial.rename(place)
         return
     # A folder that is not empty cannot be renamed over, so the old bundle steps aside for an instant.
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    folder.rename(old)
+    old = place.with_name(f".{place.name}.{os.getpid()}.old")
+    place.rename(old)
     try:
-        partial.rename(folder)
-    except OSError:
-        old.rename(folder)
+        partial.rename(place)
+    except BaseException:
+        old.rename(place)
         raise
     shutil.rmtree(old)

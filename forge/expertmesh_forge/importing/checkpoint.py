@@ -70,15 +70,21 @@ class Checkpoint:
         """Where the tensor lies, once it is known to have `shape` and one of `dtypes`."""
         found = self.tensors[self.first((name,))]
         if found.shape != shape:
-            raise BadWeights(
-                f"{found.file}: tensor {found.name} has shape {list(found.shape)}, the config asks for {list(shape)}"
-            )
+            raise self._misshapen(found, shape)
         if found.dtype not in dtypes:
             raise UnsupportedModel(
                 f"{found.file}: tensor {name} is {found.dtype}; read are {', '.join(dtypes)}. "
                 "Take the bf16 or fp16 form of this checkpoint"
             )
         return found
+
+    def _misshapen(self, found: StoredTensor, shape: tuple[int, ...]) -> BadWeights:
+        alike = len(shape) == len(found.shape)
+        wrong = [size for at, size in enumerate(shape) if not alike or size != found.shape[at]]
+        return BadWeights(
+            f"{found.file}: tensor {found.name} has shape {list(found.shape)}, the config asks for {list(shape)}; "
+            f"{self.config.path} says {self.config.sizes_behind(found.name, wrong)}"
+        )
 
     def texts(self, config: CheckpointConfig, vocabulary: int) -> TextFiles:
         """What turns text into tokens; raises as `read_text_files` does."""
@@ -124,7 +130,7 @@ def _weight_map(folder: Path) -> Mapping[str, str]:
     if not values:
         raise SourceError(f"{folder / _INDEX} has no weight_map; fetch it again")
     for name, file in values.items():
-        if not isinstance(file, str) or Path(file).name != file:
+        if not isinstance(file, str) or Path(file).name != file or file in {"", ".."}:
             raise SourceError(f"{folder / _INDEX}: {name} lies in {file!r}, which is no file name of this folder")
     return {name: str(file) for name, file in values.items()}
 

@@ -102,13 +102,12 @@ def _stored(tensor: GgufTensor) -> StoredTensor:
 
 
 def _texts(file: GgufFile) -> TextFiles:
-    chat, end = read_chat_settings(file), "tokenizer.ggml.eos_token_id"
-    own = [one for one in chat.eos_ids if file.has(end) and one == file.integer(end)]
+    chat = read_chat_settings(file)
     return TextFiles(
         tokenizer_json=read_tokenizer(file).to_str(),
         chat_template=chat.chat_template,
         bos_id=chat.bos_id if chat.adds_bos else None,
-        eos_ids=tuple(dict.fromkeys((*own, *chat.eos_ids))),
+        eos_ids=chat.eos_ids,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,16 +14,14 @@ import grpc
 
 from expertmesh_common.bundle.manifest import Manifest, Tokenizer, write_manifest
 from expertmesh_common.bundle.parts import Precision, Trunk
-from expertmesh_common.graphs.expert import ExpertShape
-from expertmesh_forge.bundling.writing import require_replaceable, swap_into_place
+from expertmesh_forge.bundling.writing import place_of, swap_into_place
 from expertmesh_forge.errors import ForgeError, UnsupportedModel
-from expertmesh_forge.formats import encode_matrix
 from expertmesh_forge.importing.checkpoint import Checkpoint
 from expertmesh_forge.importing.families import family_of
-from expertmesh_forge.importing.families.base import Family
 from expertmesh_forge.importing.opening import open_source
-from expertmesh_forge.importing.outline import Outline, refuse_strangers
-from expertmesh_forge.importing.planning import ModelPlan, Weights
+from expertmesh_forge.importing.outline import Outline
+from expertmesh_forge.importing.planning import ModelPlan
+from expertmesh_forge.importing.rehearsing import rehearse, require_possible
 from expertmesh_forge.importing.resume import Growing, growing
 from expertmesh_forge.importing.streaming import CheckpointWriter
 from expertmesh_forge.importing.tokenizing import TextFiles
@@ -83,20 +81,21 @@ def import_checkpoint(
         SourceError: a file of the checkpoint is missing, cut short, or not what it should be.
         UnsupportedModel: the family, a setting of it, or a dtype is not converted.
         BadWeights: a tensor is missing, misshapen or not finite.
-        BundleError: `folder` holds something that is not a bundle, or another import writes there.
+        BundleError: `folder` cannot be written or holds something that is not a bundle, or another import writes there.
         OutOfSpace: the disk is full.
         ImportCancelled: `cancelled` said so, between two experts or while finished layers are checked.
 
     """
     # What lies beside the bundle is renamed to it at the end, so `.` and links must not stand for it until then.
-    request = replace(request, folder=request.folder.resolve())
-    require_replaceable(request.folder)
+    request = replace(request, folder=place_of(request.folder))
     name = _checked_name(request)
     checkpoint = open_source(request.source)
     family = family_of(checkpoint.config)
+    outline = Outline(checkpoint.folder, checkpoint.config, checkpoint.tensors, checkpoint.digest)
+    require_possible(family, outline)
     plan = family.plan(request.context_tokens)
     texts = checkpoint.texts(family.config, plan.vocabulary)
-    _go_through(checkpoint, family, plan, request.precisions)
+    rehearse(family, plan, outline, request.precisions)
     key = _key(checkpoint, plan, request)
     with _room(request.folder), growing(request.folder, key, fresh=request.fresh) as grown:
         counter = _Counter(plan, on_progress, cancelled)
@@ -141,32 +140,6 @@ class _Counter:
     def _require_wanted(self) -> None:
         if self._cancelled():
             raise ImportCancelled("the import was cancelled; run it again to go on with the layers that are finished")
-
-
-def _go_through(checkpoint: Checkpoint, family: Family, plan: ModelPlan, precisions: Sequence[Precision]) -> None:
-    """Ask for every tensor without reading any: what cannot work is said at once."""
-    outline = Outline(checkpoint.folder, checkpoint.config, checkpoint.tensors, checkpoint.digest)
-    family.embedding(outline)
-    for index, layer in enumerate(plan.layers):
-        plan.trunk.attention_of(index)
-        _fits(family.trunk(outline, index), precisions)
-        if layer.gate is None:
-            continue
-        for precision in precisions:
-            ExpertShape(plan.hidden, layer.expert_width, precision, plan.activation)
-        block = family.layer(outline, index).below(*family.block)
-        family.router(block)
-        for number in range(layer.experts):
-            family.expert(block, number)
-    _fits(family.head(outline), precisions)
-    refuse_strangers(outline, family.ignored())
-
-
-def _fits(weights: Weights, precisions: Sequence[Precision]) -> None:
-    """Store one row of every matrix: whether a precision takes it depends on how long its rows are."""
-    for name, matrix in weights.matrices.items():
-        for precision in precisions:
-            encode_matrix(name, matrix[:1], precision)
 
 
 def _key(checkpoint: Checkpoint, plan: ModelPlan, request: ImportRequest) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from expertmesh_common.bundle.parts import Rope
 from expertmesh_forge.dense_model import Floats
-from expertmesh_forge.errors import UnsupportedModel
+from expertmesh_forge.errors import SourceError, UnsupportedModel
 from expertmesh_forge.importing.config import CheckpointConfig
 
 __all__ = ["RopeSettings", "read_rope", "rope_settings", "yarn_magnitude"]
@@ -34,7 +34,7 @@ class RopeSettings:
     def factor(self) -> float:
         """How much longer than trained the model reads."""
         if self.scaling.has("factor"):
-            return self.scaling.number("factor")
+            return self.scaling.positive("factor")
         return self.context_tokens / self.trained_tokens
 
 
@@ -53,7 +53,7 @@ def rope_settings(config: CheckpointConfig, dim: int) -> RopeSettings:
     return RopeSettings(
         scaling=given,
         kind=given.text(kind) if given.has(kind) else "default",
-        base=theta.number("rope_theta"),
+        base=theta.positive("rope_theta"),
         dim=dim,
         context_tokens=context,
         trained_tokens=trained.size("original_max_position_embeddings")
@@ -67,6 +67,7 @@ def read_rope(settings: RopeSettings, served_tokens: int) -> Rope:
 
     Raises:
         UnsupportedModel: a scaling that this toolchain does not know, or one that must change with the text's length.
+        SourceError: its values are impossible.
 
     """
     if settings.kind not in _KINDS:
@@ -76,8 +77,23 @@ def read_rope(settings: RopeSettings, served_tokens: int) -> Rope:
         )
     if settings.scaling.has("partial_rotary_factor") and settings.scaling.number("partial_rotary_factor") != 1.0:
         raise UnsupportedModel(f"{settings.scaling.path}: partial_rotary_factor other than 1 is not supported")
-    frequencies, factor = _KINDS[settings.kind](settings, served_tokens)
+    try:
+        with np.errstate(all="ignore"):
+            frequencies, factor = _KINDS[settings.kind](settings, served_tokens)
+    except (ArithmeticError, ValueError) as error:
+        raise _impossible(settings, str(error)) from error
+    if not (np.isfinite(frequencies).all() and (frequencies > 0).all() and math.isfinite(factor)):
+        raise _impossible(settings, "not every pair of values turns by a finite angle")
     return Rope(inverse_frequencies=tuple(float(value) for value in frequencies), factor=factor)
+
+
+def _impossible(settings: RopeSettings, why: str) -> SourceError:
+    plain = {key: value for key, value in settings.scaling.values.items() if not isinstance(value, list)}
+    said = ", ".join(f"{key} {value!r}" for key, value in plain.items() if key != "rope_theta")
+    return SourceError(
+        f"{settings.scaling.path}: positions cannot be computed from rope_theta {settings.base:g}"
+        f"{f' and {said}' if said else ''}: {why}"
+    )
 
 
 def yarn_magnitude(scale: float, weight: float = 1.0) -> float:
@@ -101,8 +117,8 @@ def _dynamic(settings: RopeSettings, served: int) -> tuple[Floats, float]:
 
 def _yarn(settings: RopeSettings, _served: int) -> tuple[Floats, float]:
     scaling, wavelengths = settings.scaling, _wavelengths(settings)
-    beta_fast = scaling.number("beta_fast") if scaling.has("beta_fast") else 32.0
-    beta_slow = scaling.number("beta_slow") if scaling.has("beta_slow") else 1.0
+    beta_fast = scaling.positive("beta_fast") if scaling.has("beta_fast") else 32.0
+    beta_slow = scaling.positive("beta_slow") if scaling.has("beta_slow") else 1.0
     low, high = _turning_dim(settings, beta_fast), _turning_dim(settings, beta_slow)
     if not scaling.has("truncate") or scaling.flag("truncate"):
         low, high = math.floor(low), math.ceil(high)
@@ -117,7 +133,7 @@ def _yarn(settings: RopeSettings, _served: int) -> tuple[Floats, float]:
 def _yarn_factor(settings: RopeSettings) -> float:
     scaling = settings.scaling
     if scaling.has("attention_factor"):
-        return scaling.number("attention_factor")
+        return scaling.positive("attention_factor")
     if all(scaling.has(key) and scaling.number(key) for key in ("mscale", "mscale_all_dim")):
         above, below = (yarn_magnitude(settings.factor, scaling.number(key)) for key in ("mscale", "mscale_all_dim"))
         return above / below
@@ -132,12 +148,15 @@ def _turning_dim(settings: RopeSettings, turns: float) -> float:
 
 def _longrope(settings: RopeSettings, served: int) -> tuple[Floats, float]:
     scaling, longer = settings.scaling, served > settings.trained_tokens
-    stretch = np.asarray(scaling.numbers("long_factor" if longer else "short_factor"), np.float32)
+    key = "long_factor" if longer else "short_factor"
+    stretch = np.asarray(scaling.numbers(key), np.float32)
+    if len(stretch) != settings.dim // 2:
+        raise scaling.wrong(key, f"a list of {settings.dim // 2} numbers, one for every pair of values that turns")
     magnitude = "long_mscale" if longer else "short_mscale"
     if scaling.has(magnitude):
-        factor = scaling.number(magnitude)
+        factor = scaling.positive(magnitude)
     elif scaling.has("attention_factor"):
-        factor = scaling.number("attention_factor")
+        factor = scaling.positive("attention_factor")
     else:
         ratio = settings.factor
         factor = math.sqrt(1 + math.log(ratio) / math.log(settings.trained_tokens)) if ratio > 1 else 1.0

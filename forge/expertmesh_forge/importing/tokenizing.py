@@ -9,6 +9,7 @@ import jinja2
 from tokenizers import Tokenizer
 from tokenizers.processors import Sequence, TemplateProcessing
 
+from expertmesh_common.chat_templates import template_sandbox
 from expertmesh_forge.errors import SourceError
 from expertmesh_forge.importing.config import CheckpointConfig, read_json
 
@@ -49,14 +50,14 @@ def read_text_files(folder: Path, config: CheckpointConfig, vocabulary: int) -> 
             f"{folder / 'tokenizer.json'} has a token {most}, the model only {vocabulary} rows: "
             "they do not belong together; fetch both again"
         )
-    begin = next((one for one in _begin(tokenizer, about, config) if one < vocabulary), None)
+    begin = next((one for one in _begin(tokenizer, about, config) if 0 <= one < vocabulary), None)
     if begin is not None and about.values.get("add_bos_token") is True:
         _begin_texts_with(tokenizer, begin)
     return TextFiles(
         tokenizer_json=tokenizer.to_str(),
         chat_template=_chat_template(folder, about),
         bos_id=begin,
-        eos_ids=tuple(one for one in _ends(tokenizer, about, generation, config) if one < vocabulary),
+        eos_ids=tuple(one for one in _ends(tokenizer, about, generation, config) if 0 <= one < vocabulary),
     )
 
 
@@ -86,9 +87,8 @@ def _chat_template(folder: Path, about: CheckpointConfig) -> str | None:
 
 def _parsing(text: str, origin: Path) -> str:
     try:
-        # With what serving gives templates; parsed only, and what serving renders is text, not HTML.
-        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)  # noqa: S701
-    except jinja2.TemplateSyntaxError as error:
+        template_sandbox().from_string(text)  # compiled, which finds more than parsing does
+    except (jinja2.TemplateError, SyntaxError, RecursionError) as error:
         raise SourceError(f"{origin}: the chat template does not parse: {error}") from error
     return text
 

@@ -59,14 +59,14 @@ def start_here():
 def make_plane():
     planes = []
 
-    def make(transport="unix", local=None, hop_s=2.0):
+    def make(transport="unix", local=None, hop_s=2.0, spin_us=0):
         experts = tuple(Expert(index=e, width=WIDTH + e, frequency=0.5, blobs={}) for e in range(EXPERTS))
         layers = [
             Layer(index=i, kind="moe", gate=CONFIG, shared_width=1, total_width=39, experts=experts)
             for i in range(LAYERS)
         ]
         gates = [Gate(CONFIG, {"router": ROUTER, "bias": np.zeros(EXPERTS, np.float32)}) for _ in range(LAYERS)]
-        pool = LinkPool(Caller("g", transport=transport), local)
+        pool = LinkPool(Caller("g", transport=transport, spin_us=spin_us), local)
         planes.append(ExpertPlane("m", layers, gates, pool, HopTimeout(hop_s, 0.0)))
         return planes[-1]
 
@@ -79,8 +79,8 @@ def make_plane():
 def open_one():
     watchdog, links = Watchdog(), []
 
-    def connect(route, transport):
-        links.append(open_link(route, Caller("g", transport=transport), watchdog))
+    def connect(route, transport, spin_us=0):
+        links.append(open_link(route, Caller("g", transport=transport, spin_us=spin_us), watchdog))
         return links[-1]
 
     yield connect

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from expertmesh_common.errors import InvalidInput
+from expertmesh_controller.cluster.reports import MOST_ROWS, TOKEN_MS_BOUNDS, ExpertRows, GatewayReport
 from expertmesh_controller.cluster.routes import (
-    TOKEN_MS_BOUNDS,
     EndpointAddress,
     Epoch,
-    ExpertRows,
-    GatewayReport,
     InstanceRoute,
     Lack,
     RouteTable,
@@ -93,6 +93,12 @@ def test_tables_and_reports_survive_the_wire() -> None:
     histogram = tuple(range(len(TOKEN_MS_BOUNDS) + 1))
     report = GatewayReport("gw", 5, histogram, (ExpertRows("m", 1, 2, 3),), ("a",))
     assert GatewayReport.from_proto(report.to_proto()) == report
+
+
+def test_a_report_of_more_rows_than_anyone_can_have_sent_is_refused_with_its_field() -> None:
+    report = GatewayReport("gw", rows=(ExpertRows("m", 1, 2, MOST_ROWS + 1),))
+    with pytest.raises(InvalidInput, match=r"rows: \d+ of expert 1/2 in one report of gateway 'gw'"):
+        GatewayReport.from_proto(report.to_proto())
 
 
 def test_what_a_plan_found_no_room_for_is_summed_by_model() -> None:

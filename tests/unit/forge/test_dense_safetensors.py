@@ -84,6 +84,7 @@ def test_the_folder_and_the_file_give_the_same_bundle(gguf_file, written, tmp_pa
     assert (found.trunk, found.layers) == (expected.trunk, expected.layers)
     assert (found.name, found.licence) == (expected.name, expected.licence) == ("tiny", "apache-2.0")
     assert set(found.tokenizer.eos_ids) == set(expected.tokenizer.eos_ids)
+    assert found.tokenizer.eos_ids[0] == expected.tokenizer.eos_ids[0]
     assert found.source.startswith("tiny sha256:")
 
 

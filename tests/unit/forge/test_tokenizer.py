@@ -33,10 +33,21 @@ def test_merges_digits_and_control_tokens_are_cut_as_the_model_was_trained(file)
 
 def test_chat_settings_name_every_token_that_ends_an_answer(file):
     chat = read_chat_settings(file)
-    assert chat.eos_ids == (0, 2)
+    assert chat.eos_ids == (2, 0)
     assert chat.bos_id == 1
     assert not chat.adds_bos
     assert chat.chat_template == tiny.TEMPLATE
+
+
+@pytest.mark.parametrize(("own", "order"), [(0, (0, 2)), (5, (5, 0, 2)), (len(tiny.TOKENS), (0, 2))])
+def test_what_the_file_calls_the_end_comes_first(tmp_path, own, order):
+    path = tiny.write_gguf(tmp_path / "tiny.gguf", adjust=lambda writer: end_with(writer, own))
+    assert read_chat_settings(GgufFile(path)).eos_ids == order
+
+
+def end_with(writer, token):
+    del writer.kv_data[0]["tokenizer.ggml.eos_token_id"]
+    writer.add_eos_token_id(token)
 
 
 def test_an_unknown_pre_tokenizer_is_refused_with_those_that_are_known(tmp_path):

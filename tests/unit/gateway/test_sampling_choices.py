@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expertmesh_controller.gateway.sampling.choosing import Draw, choose, uniform, unusable
+from expertmesh_controller.gateway.sampling.choosing import Draw, choose, likeliest, uniform, unusable
 from expertmesh_controller.gateway.sampling.options import GREEDY, SamplingOptions
 
 VOCABULARY = 1500
@@ -112,4 +112,4 @@ def test_any_options_choose_a_token_that_exists(seed: int, position: int, temper
 def test_rows_that_are_not_numbers_are_found() -> None:
     logits = np.zeros((4, 5), np.float32)
     logits[1, 2], logits[2, 3], logits[3, 1] = np.nan, np.inf, -np.inf
-    assert unusable(logits).tolist() == [False, True, True, False]
+    assert unusable(logits, likeliest(logits)).tolist() == [False, True, True, False]

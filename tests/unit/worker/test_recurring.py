@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from expertmesh_common.channel.frame import Request, Status, decode_reply, encode_request, model_key
 from expertmesh_worker.channel.answering import answer
+from expertmesh_worker.runtime.lanes import Lanes
 from expertmesh_worker.runtime.residents import ExpertName
 from models.made_experts import HIDDEN
-from rigs.loaded_runtime import LAYER, MODEL
+from rigs.loaded_runtime import EXPERTS, LAYER, MODEL, loaded_runtime
 
 
 def frame(seed=0, experts=(0, 2, 3), weights=None, *, seq=1, row=None, rows=1, epoch=(1, 1), deadline_ms=500, **more):
@@ -43,23 +45,54 @@ def learnt(runtime, data):
 
 @pytest.mark.parametrize("experts", [(1,), (0, 4), (0, 1, 2, 3, 4)])
 @pytest.mark.parametrize("weights", [None, [0.3, 1.0, 0.7, 2.0, 0.1]])
-def test_a_frame_that_recurs_gets_the_same_bytes_as_on_the_long_way(runtime, experts, weights):
+@pytest.mark.parametrize("weight_on", ["input", "output"])
+def test_a_frame_that_recurs_gets_the_same_bytes_as_on_the_long_way(runtime, experts, weights, weight_on):
     weights = weights and weights[: len(experts)]
-    learnt(runtime, frame(experts=experts, weights=weights))
+    learnt(runtime, frame(experts=experts, weights=weights, weight_on=weight_on))
 
     for seed in range(1, 6):
-        data = frame(seed, experts, weights, seq=2**40 + seed, deadline_ms=seed)
+        data = frame(seed, experts, weights, weight_on=weight_on, seq=2**40 + seed, deadline_ms=seed)
         assert runtime.recurring.answer(data) == long_way(runtime, data)
 
 
-def test_other_weights_and_other_known_experts_of_a_head_need_no_second_lesson(runtime):
+@pytest.mark.parametrize("weight_on", ["input", "output"])
+def test_one_lesson_per_number_of_pairs_serves_all_experts_with_all_weights(runtime, weight_on):
+    for pairs in range(1, EXPERTS + 1):
+        learnt(runtime, frame(experts=range(pairs), weight_on=weight_on))
+    heads, random = len(runtime.residents.recurring), np.random.default_rng(2)
+
+    for seed in range(150):
+        experts = sorted(random.choice(EXPERTS, random.integers(1, EXPERTS + 1), replace=False).tolist())
+        weights = random.choice([1.0, 0.0, -1.5, 1e-30, random.standard_normal()], len(experts)).tolist()
+        data = frame(seed, experts, weights, weight_on=weight_on)
+        assert runtime.recurring.answer(data) == long_way(runtime, data)
+        runtime.recurring.learn(data)
+    assert len(runtime.residents.recurring) == heads
+
+
+def test_weights_on_the_input_and_on_the_output_are_told_apart(runtime):
+    for weight_on in ("input", "output"):
+        learnt(runtime, frame(weight_on=weight_on))
+    answers = [runtime.recurring.answer(frame(3, weights=[2.0, 3.0, 4.0], weight_on=on)) for on in ("input", "output")]
+
+    assert answers[0] != answers[1]
+
+
+@pytest.mark.parametrize("experts", [(0, 77), (5, 6)])
+def test_experts_that_are_not_here_go_the_long_way_and_are_listed(runtime, experts):
     learnt(runtime, frame(experts=(0, 1)))
-    learnt(runtime, frame(experts=(2, 4)))
+    data = frame(1, experts)
 
-    for experts, weights in (((0, 1), [0.25, 0.5]), ((2, 4), [1.0, 1.5])):
-        data = frame(7, experts, weights)
-        assert runtime.recurring.answer(data) == long_way(runtime, data)
-    assert runtime.recurring.answer(frame(7, (0, 2))) is None
+    assert runtime.recurring.answer(data) is None
+    assert decode_reply(long_way(runtime, data)).missing == tuple(e for e in experts if e >= EXPERTS)
+
+
+def test_an_expert_that_is_asked_twice_goes_the_long_way_and_is_refused(runtime):
+    learnt(runtime, frame(experts=(0, 1)))
+    data = frame(1, (1, 1))
+
+    assert runtime.recurring.answer(data) is None
+    assert decode_reply(long_way(runtime, data)).status is Status.INVALID
 
 
 def test_frames_are_counted_on_either_way(runtime):
@@ -108,10 +141,10 @@ def test_a_cut_frame_goes_the_long_way(runtime, broken):
 
 @pytest.mark.parametrize(
     "other",
-    [{"rows": 2}, {"weight_on": "input"}, {"reduce": "none"}, {"experts": (3, 1)}],
-    ids=["two rows", "weight on the input", "no sum", "descending experts"],
+    [{"rows": 2}, {"reduce": "none"}, {"experts": (3, 1)}],
+    ids=["two rows", "no sum", "descending experts"],
 )
-def test_frames_of_another_kind_are_not_learnt(runtime, other):
+def test_frames_of_another_kind_are_not_answered(runtime, other):
     learnt(runtime, frame(**other))
 
     assert runtime.recurring.answer(frame(1, **other)) is None
@@ -138,3 +171,16 @@ def test_while_every_lane_is_busy_frames_go_the_long_way(runtime):
 
     runtime._lanes.give(lane)
     assert runtime.recurring.answer(frame(1)) is not None
+
+
+def test_frames_on_several_lanes_at_once_do_not_disturb_each_other(blobs):
+    runtime = loaded_runtime(blobs, Lanes(2))
+    for weight_on in ("input", "output"):
+        learnt(runtime, frame(weight_on=weight_on))
+    wanted = [frame(s, weights=[0.5, s, 2.0], weight_on=on) for s in range(1, 9) for on in ("input", "output")]
+    expected = [long_way(runtime, data) for data in wanted]
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(runtime.recurring.answer, wanted * 25))
+
+    assert found == expected * 25

@@ -54,12 +54,20 @@ class Orders:
     """Turns orders into results. Fetching happens in the loop, creating sessions in `loaders`.
 
     `origin` stands in for a source without an address: the controller does not know by which one a worker reaches it.
+    `loaded` is called in the loop whenever an expert has come.
     """
 
     def __init__(
-        self, residents: Residents, cache: ArtifactCache, terms: Terms, loaders: Executor, *, origin: str
+        self,
+        residents: Residents,
+        cache: ArtifactCache,
+        terms: Terms,
+        loaders: Executor,
+        *,
+        origin: str,
+        loaded: Callable[[], None] = lambda: None,
     ) -> None:
-        self._origin = origin
+        self._origin, self._loaded = origin, loaded
         self._residents = residents
         self._cache = cache
         self._terms = terms
@@ -102,6 +110,7 @@ class Orders:
             self.fetched.note(name, spec.precision, spec.digest)
             load = partial(self._residents.load, name, shape, path, spec.digest, spec.resident_bytes)
             await self._in_loader(load)
+        self._loaded()
 
     async def _in_loader(self, work: Callable[[], object]) -> None:
         await asyncio.get_running_loop().run_in_executor(self._loaders, work)

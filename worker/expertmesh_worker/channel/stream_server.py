@@ -30,7 +30,10 @@ ACCEPT_PAUSE_S = 0.1
 
 
 class StreamServer:
-    """Listens where it is told, admits callers by ticket, serves frames until stopped."""
+    """Listens where it is told, admits callers by ticket, serves frames until stopped.
+
+    After each answer a plain stream is polled for `spin_us` before its thread sleeps.
+    """
 
     def __init__(
         self,
@@ -41,8 +44,9 @@ class StreamServer:
         *,
         handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S,
         shortcut: Shortcut | None = None,
+        spin_us: int = 0,
     ) -> None:
-        self._shortcut = shortcut
+        self._shortcut, self._spin_us = shortcut, spin_us
         self._host, self._tickets, self._tls, self._limit = host, tickets, tls, limit
         self._handshake_timeout_s = handshake_timeout_s
         self._listeners: list[socket.socket] = []
@@ -143,7 +147,8 @@ class StreamServer:
                 holder = self._handshake(stream)
                 if holder is not None:
                     stream.settimeout(None)
-                    self._run(Connection(FrameSocket(stream, self._limit), self._host, self._shortcut), holder)
+                    frames = FrameSocket(stream, self._limit, spin_us=self._spin_us)
+                    self._run(Connection(frames, self._host, self._shortcut), holder)
         except (OSError, MeshError) as error:
             log.warning("expert stream refused in its handshake: %s", error)
         finally:

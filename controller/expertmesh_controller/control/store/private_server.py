@@ -122,7 +122,7 @@ class PrivateServer:
             "unixsocketperm": "700",
             "dir": str(self._data),
             "appendonly": "yes",
-            "appendfsync": "everysec",
+            "appendfsync": "always",  # else the server answers before it has written, up to two seconds on a busy disk
             "save": "",
             "daemonize": "no",
             "logfile": "",

@@ -84,16 +84,21 @@ class _TopK(Picks):
         self._k = ks[0] if ks else 0
         self._share = self._shared + self._k * float(self._shares[:, :1].sum())
         self._waiting_rows = 0
+        self._same: dict[int, NDArray[np.float64]] = {}
         # Counted rows and scores that wait are replaced together: whoever asks meanwhile sees no row twice or never.
         self._taken: tuple[NDArray[np.int64], list[Floats]] = (self._rows, [])
 
     def take(self, scores: Floats) -> NDArray[np.float64]:
         rows, waiting = self._taken
+        rows_now = len(scores)
         waiting.append(scores[:, :, : self.experts].copy())
-        self._waiting_rows += len(scores)
+        self._waiting_rows += rows_now
         if self._waiting_rows >= FOLD_ROWS:
             self._taken, self._waiting_rows = (rows + self._count(waiting), []), 0
-        return np.full(len(scores), self._share)
+        shares = self._same.get(rows_now)
+        if shares is None:
+            shares = self._same[rows_now] = np.full(rows_now, self._share)
+        return shares
 
     def _counted(self) -> NDArray[np.int64]:
         rows, waiting = self._taken

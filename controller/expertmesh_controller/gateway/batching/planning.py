@@ -55,7 +55,7 @@ def planned(roster: Roster, now: float, chunk_tokens: int) -> StepPlan | None:
 
 def advanced(roster: Roster, plan: StepPlan) -> Roster:
     """After the step, before anyone is promoted or removed: more is cached, and whoever got a token has one more."""
-    decoding = tuple(replace(s, cached=s.cached + 1, tokens=s.tokens + 1) for s in roster.decoding)
+    decoding = tuple(s.fed() for s in roster.decoding)
     chunk = plan.chunk
     if chunk is None:
         return replace(roster, decoding=decoding)

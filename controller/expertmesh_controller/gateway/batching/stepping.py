@@ -19,7 +19,7 @@ from expertmesh_controller.gateway.batching.roster import Move, Roster, admitted
 from expertmesh_controller.gateway.batching.scoring import ScoringJob, scored
 from expertmesh_controller.gateway.batching.tally import Tally
 from expertmesh_controller.gateway.batching.tapping import ChunkTap
-from expertmesh_controller.gateway.sampling.choosing import choose, unusable
+from expertmesh_controller.gateway.sampling.choosing import choose, likeliest, unusable
 from expertmesh_controller.gateway.trunk.executor import Chunk, Floats, Sequences, Work
 
 if TYPE_CHECKING:
@@ -123,11 +123,11 @@ class Stepper:
     def _absorb(self, plan: StepPlan, logits: Floats) -> None:
         self._count_active(plan)
         jobs = [self._answer(key) for key in plan.sampled_keys]
-        broken = unusable(logits) if jobs else np.empty(0, np.bool_)
-        sound = np.flatnonzero(~broken)
-        choices = iter(
-            choose(logits if len(sound) == len(jobs) else logits[sound], [jobs[row].draw() for row in sound])
-        )
+        best = likeliest(logits)
+        broken = unusable(logits, best)
+        draws = [job.draw() for job, bad in zip(jobs, broken, strict=True) if not bad]
+        sound = slice(None) if len(draws) == len(jobs) else ~broken
+        choices = iter(choose(logits[sound], draws, best[sound]))
         self.roster = advanced(self.roster, plan)
         if plan.chunk is not None and plan.chunk.ends_prompt:
             self._apply(*promoted(self.roster, plan.chunk.key))

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from expertmesh_controller.cluster.routes import TOKEN_MS_BOUNDS
+from expertmesh_controller.cluster.reports import TOKEN_MS_BOUNDS
 
 __all__ = ["TOKEN_BOUNDS_S", "TTFT_BOUNDS_S", "Tally", "TallyTotals", "Times"]
 

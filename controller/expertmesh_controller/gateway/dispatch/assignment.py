@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expertmesh_controller.cluster.routes import ExpertAt, RouteTable, WorkerRoute, prefer
-from expertmesh_controller.gateway.dispatch.exchange import Call
+from expertmesh_controller.gateway.dispatch.exchange import Task
 from expertmesh_controller.gateway.dispatch.links.base import Link
 from expertmesh_controller.gateway.dispatch.plan import Plan, plan_dispatch
-from expertmesh_controller.gateway.dispatch.recurring import Round, prepare
+from expertmesh_controller.gateway.dispatch.recurring import LayerPost, Round
 from expertmesh_controller.gateway.gating.routing import Routing
 
 MAX_REMEMBERED = 16384  # plans of single rows, over all layers
@@ -32,28 +32,26 @@ class Assignment:
     epoch: tuple[int, int]
     links: tuple[Link, ...]
     owner: tuple[NDArray[np.intp], ...]
-    _plans: dict[Routing, Plan]
-    _rounds: dict[Plan, Round | None]
+    _posts: tuple[LayerPost, ...]
+    _plans: dict[Routing, Plan | Round]
     missing_bytes: int = 0
 
-    def plan(self, layer: int, routing: Routing) -> Plan:
-        """The plan for a routing, remembered if the routing recurs."""
+    def plan(self, task: Task, routing: Routing) -> Plan | Round:
+        """Who gets which pairs of a task's routing, remembered if the routing recurs. Traced tasks get no round."""
+        if task.trace:
+            return plan_dispatch(routing, self.owner[task.layer])
         if not routing.recurs:
-            return plan_dispatch(routing, self.owner[layer])
+            return self._plan(task, routing)
         found = self._plans.get(routing)
         if found is None:
             if len(self._plans) >= MAX_REMEMBERED:
                 self._plans.clear()
-                self._rounds.clear()
-            found = self._plans[routing] = plan_dispatch(routing, self.owner[layer])
+            found = self._plans[routing] = self._plan(task, routing)
         return found
 
-    def round(self, plan: Plan, call: Call) -> Round | None:
-        """The prepared exchange of a plan that recurs; None if it has to go the long way."""
-        if plan in self._rounds:
-            return self._rounds[plan]
-        found = self._rounds[plan] = prepare(call, plan.messages, self.links)
-        return found
+    def _plan(self, task: Task, routing: Routing) -> Plan | Round:
+        addressed = self._posts[task.layer].address(task, routing) if routing.tokens == 1 else None
+        return plan_dispatch(routing, self.owner[task.layer]) if addressed is None else addressed
 
 
 def assign(
@@ -78,4 +76,6 @@ def assign(
         if layer < len(owner) and index < len(owner[layer]):
             owner[layer][index] = numbers[worker_id]
     links = tuple(up[worker_id] for worker_id in numbers)
-    return Assignment((table.epoch.term, table.epoch.n), links, owner, {}, {}, table.missing_bytes(model))
+    epoch = table.epoch.term, table.epoch.n
+    posts = tuple(LayerPost(epoch, owners, links) for owners in owner)
+    return Assignment(epoch, links, owner, posts, {}, table.missing_bytes(model))

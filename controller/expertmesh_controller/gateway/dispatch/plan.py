@@ -34,17 +34,16 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """Messages in ascending worker number, and the pairs that no live worker serves. `recurs` as its routing's."""
+    """Messages in ascending worker number, and the pairs that no live worker serves."""
 
     messages: tuple[Message, ...]
     unserved: Routing | None
-    recurs: bool = False
 
 
 def plan_dispatch(routing: Routing, owner: NDArray[np.intp]) -> Plan:
     """Group pairs by `owner` intp [experts]: the number of the worker that serves an expert, or -1."""
     if not routing.pairs:
-        return Plan((), None, routing.recurs)
+        return Plan((), None)
     owners = owner[routing.expert]
     order = np.argsort(owners, kind="stable")  # keeps row, then expert order within a worker
     ends = np.cumsum(np.bincount(owners + 1)).tolist()  # of worker -1, 0, 1, ...
@@ -54,7 +53,7 @@ def plan_dispatch(routing: Routing, owner: NDArray[np.intp]) -> Plan:
         for worker, (start, end) in enumerate(itertools.pairwise(ends))
         if end > start
     ]
-    return Plan(tuple(messages), unserved, routing.recurs)
+    return Plan(tuple(messages), unserved)
 
 
 def _message(worker: int, routing: Routing, pairs: NDArray[np.intp]) -> Message:

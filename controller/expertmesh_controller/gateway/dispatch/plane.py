@@ -18,8 +18,8 @@ from expertmesh_controller.gateway.dispatch.combine import Floats, combine
 from expertmesh_controller.gateway.dispatch.counters import Counters, Traffic
 from expertmesh_controller.gateway.dispatch.exchange import Call, Failure, HopTimeout, Task, exchange
 from expertmesh_controller.gateway.dispatch.links.pool import LinkPool
-from expertmesh_controller.gateway.dispatch.plan import Plan, merge
-from expertmesh_controller.gateway.dispatch.recurring import exchange_row
+from expertmesh_controller.gateway.dispatch.plan import Message, Plan, merge
+from expertmesh_controller.gateway.dispatch.recurring import Letter, Round, exchange_row
 from expertmesh_controller.gateway.dispatch.roster import Roster
 from expertmesh_controller.gateway.dispatch.soundness import broken_rows, without
 from expertmesh_controller.gateway.gating.gate import Gate
@@ -104,7 +104,7 @@ class ExpertPlane:
         wait_until = math.inf  # patience begins with the first wait: a slow answer does not use it up
         while True:
             assignment = self._roster.current()
-            plan = assignment.plan(task.layer, pending)
+            plan = assignment.plan(task, pending)
             if plan.messages:
                 out, failures = self._round(task, plan, assignment, deadline, out)
                 if not failures and plan.unserved is None:
@@ -121,24 +121,24 @@ class ExpertPlane:
                 raise _too_late(task.layer, pending, last_failure)
 
     def _round(
-        self, task: Task, plan: Plan, assignment: Assignment, deadline: float, out: Floats | None
+        self, task: Task, plan: Plan | Round, assignment: Assignment, deadline: float, out: Floats | None
     ) -> tuple[Floats | None, list[Failure]]:
         """Run a plan; add what succeeded to `out` and learn from what failed."""
         self._seq += 1
         self.counters.frames += len(plan.messages)
         links = assignment.links
         call = Call(self._seq, assignment.epoch, task)
-        prepared = assignment.round(plan, call) if plan.recurs and not task.trace else None
         try:
-            if prepared is None:
-                outcomes = exchange(call, plan.messages, links, self._timeout, deadline)
+            if isinstance(plan, Round):
+                outcomes = exchange_row(call, plan, self._timeout, deadline)
             else:
-                outcomes = exchange_row(call, prepared, self._timeout, deadline)
+                outcomes = exchange(call, plan.messages, links, self._timeout, deadline)
         except BaseException:
             for message in plan.messages:  # replies may still be under way on these links
                 self._pool.drop(links[message.worker])
             raise
-        parts = [(m.sent_rows, o) for m, o in zip(plan.messages, outcomes, strict=True) if not isinstance(o, Failure)]
+        messages: Sequence[Message | Letter] = plan.messages
+        parts = [(m.sent_rows, o) for m, o in zip(messages, outcomes, strict=True) if not isinstance(o, Failure)]
         failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
         for failure in failures:
             # A caller's short deadline says nothing about the worker.

@@ -1,7 +1,9 @@
-"""Single rows that go where a row went before: their frames are put together from prepared pieces.
+"""Single rows, as they come while a model decodes: their frames are put together from pieces that recur.
 
-While a model decodes, the routings of a layer recur, and with them everything in a request but deadline, seq and the
-row, and everything in a good reply but seq and the row. See `expertmesh_worker.runtime.recurring` for the other side.
+Everything in a request for one row follows from its layer and the number of its pairs, but deadline, seq, the row and
+the pairs themselves; everything in a good reply from its layer, but seq and the row. So a row of any routing is
+addressed without arrays, and no memory grows with the routings. See `expertmesh_worker.runtime.recurring` for the other
+side.
 """
 
 from __future__ import annotations
@@ -12,12 +14,23 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from expertmesh_common.channel.frame import Reply, encode_reply, encode_request
-from expertmesh_common.channel.layout import DESCRIPTOR, HEADER_BYTES
-from expertmesh_controller.gateway.dispatch.exchange import Call, Failure, Floats, HopTimeout, Outcome, broken, judged
+from expertmesh_common.channel.layout import DESCRIPTOR, HEADER_BYTES, PAIR_BYTES
+from expertmesh_controller.gateway.dispatch.exchange import (
+    Call,
+    Failure,
+    Floats,
+    HopTimeout,
+    Outcome,
+    Task,
+    broken,
+    judged,
+)
 from expertmesh_controller.gateway.dispatch.links.base import FramedLink, Link, LinkDown
 from expertmesh_controller.gateway.dispatch.plan import Message
+from expertmesh_controller.gateway.gating.routing import Routing
 
 _VARYING: Final = struct.Struct("<IQ")  # deadline_ms and seq lie side by side in a header
 _VARYING_AT: Final = 12
@@ -26,38 +39,102 @@ _AFTER: Final = 24
 _ROW_AT: Final = HEADER_BYTES + DESCRIPTOR.size
 
 
-class Letter(NamedTuple):
-    """A message, its link, and its request frame in pieces: up to the deadline, from there to the row, the pairs."""
+class Pieces(NamedTuple):
+    """Of every request of a layer with as many pairs: up to the deadline, from there to the row, and the pairs' form.
 
-    message: Message
+    `pairs` packs the weights, then the experts; the rows before them are 0.
+    """
+
+    before: bytes
+    after: bytes
+    pairs: struct.Struct
+
+
+class Letter(NamedTuple):
+    """What worker number `worker` gets: its request frame in pieces, up to the deadline, from there to the row, pairs.
+
+    Where a failure has to be named it is a `message`.
+    """
+
+    worker: int
     link: FramedLink
     before: bytes
     after: bytes
     pairs: bytes
 
+    @property
+    def sent_rows(self) -> None:
+        """All of them travel, as in a message."""
+        return
+
+    @property
+    def message(self) -> Message:
+        """The same as arrays."""
+        count = len(self.pairs) // PAIR_BYTES
+        row = np.frombuffer(self.pairs, np.uint32, count)
+        weight = np.frombuffer(self.pairs, np.float32, count, 4 * count)
+        return Message(self.worker, None, row, np.frombuffer(self.pairs, np.uint16, count, 8 * count), weight)
+
 
 class Round(NamedTuple):
-    """All that a layer's exchange needs but the row. `reply` are the pieces of a good reply's head, around seq."""
+    """A plan for one row, all of whose pairs are served: letters in ascending worker number.
 
-    letters: tuple[Letter, ...]
+    `reply` are the pieces of a good reply's head, around seq.
+    """
+
+    messages: tuple[Letter, ...]
     reply: tuple[bytes, bytes]
-    hidden: int
     most_pairs: int
+    unserved: None = None
 
 
-def prepare(call: Call, messages: Sequence[Message], links: Sequence[Link]) -> Round | None:
-    """The round of a single row's messages; None when one of them stays in this process."""
-    letters = []
-    for message in messages:
-        link = links[message.worker]
-        if not isinstance(link, FramedLink):
-            return None
-        head, _, pairs = encode_request(call.request(message, 0))
-        letters.append(Letter(message, link, bytes(head[:_VARYING_AT]), bytes(head[_AFTER:]), bytes(pairs)))
-    hidden = call.task.rows.shape[1]
-    reply = bytes(encode_reply(Reply.of_rows(0, np.zeros((1, hidden), np.float32)))[0])
-    most_pairs = max(message.row.size for message in messages)
-    return Round(tuple(letters), (reply[:_SEQ_AT], reply[_AFTER:]), hidden, most_pairs)
+class LayerPost:
+    """Addresses the single rows of one layer, of one model and size, while an assignment holds.
+
+    `owner` intp [experts] holds the place among `links` of the one that leads to an expert, or -1.
+    """
+
+    def __init__(self, epoch: tuple[int, int], owner: NDArray[np.intp], links: Sequence[Link]) -> None:
+        self._epoch = epoch
+        self._owner: list[int] = owner.tolist()
+        framed = (link if isinstance(link, FramedLink) else None for link in links)
+        self._links = (*framed, None)  # -1 leads nowhere
+        self._pieces: dict[int, Pieces] = {}
+        self._reply = (b"", b"")
+
+    def address(self, task: Task, routing: Routing) -> Round | None:
+        """The round of an untraced task's one row; None when a pair is not served, or in this process."""
+        owner = self._owner
+        shares: dict[int, tuple[list[float], list[int]]] = {}
+        for expert, weight in zip(routing.expert.tolist(), routing.weight.tolist(), strict=True):
+            share = shares.get(owner[expert])
+            if share is None:
+                shares[owner[expert]] = [weight], [expert]
+            else:
+                share[0].append(weight)
+                share[1].append(expert)
+        letters, most_pairs = [], 0
+        for worker in sorted(shares):
+            link = self._links[worker]
+            if link is None:
+                return None
+            weights, experts = shares[worker]
+            count = len(experts)
+            before, after, pairs = self._pieces.get(count) or self._cut(task, count)
+            letters.append(Letter(worker, link, before, after, pairs.pack(*weights, *experts)))
+            most_pairs = max(count, most_pairs)
+        return Round(tuple(letters), self._reply, most_pairs) if letters else None
+
+    def _cut(self, task: Task, count: int) -> Pieces:
+        """The pieces of this layer's requests with `count` pairs, from a whole one."""
+        nothing = np.zeros(count, np.uint32)
+        message = Message(0, None, nothing, nothing.astype(np.uint16), nothing.astype(np.float32))
+        head = encode_request(Call(0, self._epoch, task).request(message, 0))[0]
+        reply = bytes(encode_reply(Reply.of_rows(0, np.zeros(task.rows.shape, np.float32)))[0])
+        self._reply = reply[:_SEQ_AT], reply[_AFTER:]
+        form = struct.Struct(f"<{4 * count}x{count}f{count}H")
+        found = self._pieces[count] = Pieces(bytes(head[:_VARYING_AT]), bytes(head[_AFTER:]), form)
+        return found
 
 
 def exchange_row(call: Call, prepared: Round, timeout: HopTimeout, deadline: float) -> list[Outcome]:
@@ -66,16 +143,17 @@ def exchange_row(call: Call, prepared: Round, timeout: HopTimeout, deadline: flo
     varying = _VARYING.pack(max(1, int((expiry - time.monotonic()) * 1000)), call.seq)
     row = call.task.rows.tobytes()
     failures: dict[int, Failure] = {}
-    for message, link, before, after, pairs in prepared.letters:
+    for letter in prepared.messages:
+        worker, link, before, after, pairs = letter
         try:
             link.send((b"".join((before, varying, after, row, pairs)),), expiry)
         except LinkDown as error:
-            failures[message.worker] = broken(message, error)
+            failures[worker] = broken(letter.message, error)
     expected = b"".join((prepared.reply[0], varying[_SEQ_AT - _VARYING_AT :], prepared.reply[1]))
     total = _ROW_AT + len(row)
     outcomes: list[Outcome] = []
-    for letter in prepared.letters:
-        failed = failures.get(letter.message.worker) if failures else None
+    for letter in prepared.messages:
+        failed = failures.get(letter.worker) if failures else None
         outcomes.append(failed or _receive(call, letter, expected, total, expiry))
     return outcomes
 

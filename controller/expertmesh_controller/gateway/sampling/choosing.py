@@ -6,6 +6,7 @@ with the numbers it would have had.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from expertmesh_controller.gateway.sampling.options import SamplingOptions
 
-__all__ = ["Choice", "Draw", "choose", "described", "uniform", "unusable"]
+__all__ = ["Choice", "Draw", "choose", "described", "likeliest", "uniform", "unusable"]
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -43,9 +44,15 @@ class Choice:
     top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
-def choose(logits: Floats, draws: Sequence[Draw]) -> list[Choice]:
-    """One token per row of `logits` float32 [n, vocabulary]; `logits` is left as it is."""
-    ids = np.argmax(logits, axis=1)  # ties go to the smaller id
+def likeliest(logits: Floats) -> Ids:
+    """The id of each row's largest value, or of its first NaN, int64 [n]; ties go to the smaller id."""
+    ids: Ids = np.argmax(logits, axis=1)
+    return ids
+
+
+def choose(logits: Floats, draws: Sequence[Draw], best: Ids | None = None) -> list[Choice]:
+    """One token per row of `logits` float32 [n, vocabulary], which is left as it is. `best` is `likeliest` of it."""
+    ids = likeliest(logits) if best is None else best.copy()
     for row, draw in enumerate(draws):
         if not draw.options.plain_greedy:
             ids[row] = _draw(logits[row], draw)
@@ -67,10 +74,10 @@ def described(logits: Floats, token_id: int, top_logprobs: int) -> Choice:
     return Choice(token_id, float(scores[token_id] - total), alternatives)
 
 
-def unusable(logits: Floats) -> NDArray[np.bool_]:
-    """Which rows hold NaN or infinite values at their top, bool [n]: nothing can be chosen from them."""
-    bad: NDArray[np.bool_] = ~np.isfinite(logits.max(axis=1))
-    return bad
+def unusable(logits: Floats, best: Ids) -> NDArray[np.bool_]:
+    """Which rows hold NaN or infinite values at `best`, their `likeliest`, bool [n]: there is nothing to choose."""
+    tops = [logits[row, token] for row, token in enumerate(best.tolist())]  # for a few rows quicker than one index
+    return np.array([not math.isfinite(top) for top in tops], np.bool_)
 
 
 def uniform(seed: int, position: int) -> float:

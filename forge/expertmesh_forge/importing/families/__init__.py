@@ -7,7 +7,7 @@ from expertmesh_forge.importing.config import CheckpointConfig
 from expertmesh_forge.importing.families.base import Family
 from expertmesh_forge.importing.families.deepseek import DeepseekV2, DeepseekV3
 from expertmesh_forge.importing.families.gpt_oss import GptOss
-from expertmesh_forge.importing.families.granite import GraniteMoe
+from expertmesh_forge.importing.families.granite import GraniteMoe, GraniteMoeShared
 from expertmesh_forge.importing.families.llama4 import Llama4Text
 from expertmesh_forge.importing.families.mixtral import Mixtral
 from expertmesh_forge.importing.families.olmoe import Olmoe
@@ -17,7 +17,7 @@ from expertmesh_forge.importing.families.qwen import Qwen2Moe, Qwen3Moe
 __all__ = ["FAMILIES", "family_of"]
 
 _ALL: tuple[type[Family], ...] = (
-    Mixtral, Qwen2Moe, Qwen3Moe, Olmoe, GraniteMoe, PhiMoe, DeepseekV2, DeepseekV3, GptOss, Llama4Text
+    Mixtral, Qwen2Moe, Qwen3Moe, Olmoe, GraniteMoe, GraniteMoeShared, PhiMoe, DeepseekV2, DeepseekV3, GptOss, Llama4Text
 )  # fmt: skip
 FAMILIES: dict[str, type[Family]] = {family.model_type: family for family in _ALL} | {"llama4": Llama4Text}
 

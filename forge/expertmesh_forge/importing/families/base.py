@@ -18,6 +18,7 @@ from expertmesh_forge.dense_model import Floats
 from expertmesh_forge.errors import UnsupportedModel
 from expertmesh_forge.importing.checkpoint import Checkpoint
 from expertmesh_forge.importing.config import CheckpointConfig, Values
+from expertmesh_forge.importing.families.fitting import check_heads, check_picks
 from expertmesh_forge.importing.families.part import Part
 from expertmesh_forge.importing.planning import ExpertPieces, GatePlan, LayerPlan, ModelPlan, Weights
 from expertmesh_forge.importing.rope import read_rope, rope_settings
@@ -30,7 +31,7 @@ class Family(ABC):
 
     Raises:
         UnsupportedModel: the config asks for something that this toolchain does not convert.
-        SourceError: the config lacks a value, or has one of the wrong kind.
+        SourceError: the config lacks a value, has one of the wrong kind, or contradicts itself.
 
     """
 
@@ -41,7 +42,12 @@ class Family(ABC):
     block: ClassVar[tuple[str, ...]] = ("mlp",)
     """What the feed-forward block of a layer is called."""
     router_names: ClassVar[tuple[str, ...]] = ("gate.weight", "router.weight")
+    experts_keys: ClassVar[tuple[str, ...]] = ("num_local_experts",)
+    picked_keys: ClassVar[tuple[str, ...]] = ("num_experts_per_tok",)
+    width_key: ClassVar[str] = "intermediate_size"
+    """How the config spells the experts of a layer, those that a row goes to, and the width of one."""
     expert_names: ClassVar[tuple[str, str, str]] = ("gate_proj", "up_proj", "down_proj")
+    heads_share_hidden: ClassVar[bool] = True
     norm_bias: ClassVar[bool] = False
     quantised: ClassVar[tuple[str, ...]] = ()
     """Methods of quantisation that are undone at import."""
@@ -52,13 +58,12 @@ class Family(ABC):
         self.hidden = self.config.size("hidden_size")
         self.layers = self.config.size("num_hidden_layers")
         self.heads = self.config.size("num_attention_heads")
-        many = self.config.has("num_key_value_heads")
-        self.kv_heads = self.config.size("num_key_value_heads") if many else self.heads
-        own = self.config.has("head_dim")
-        self.head_dim = self.config.size("head_dim") if own else self.hidden // self.heads
+        self.kv_heads = self.config.size("num_key_value_heads", self.heads)
+        self.head_dim = self.config.size("head_dim", self.hidden // self.heads)
         self.vocabulary = self.config.size("vocab_size")
         self._check_common()
         self.check()
+        check_picks(self.config, self.config.either(*self.picked_keys), self.config.either(*self.experts_keys))
 
     # --- what the config says
 
@@ -66,22 +71,26 @@ class Family(ABC):
         """Raise `UnsupportedModel` for settings that would be served wrongly."""
 
     def _check_common(self) -> None:
+        if self.heads_share_hidden:
+            check_heads(self.config, self.hidden, self.heads, self.kv_heads)
         if self.config.text("hidden_act") != "silu":
             raise self.unsupported(f"activation {self.config.text('hidden_act')!r}", "only silu is")
         quantised = self.config.section("quantization_config")
-        if quantised.has("quant_method") and quantised.text("quant_method") not in self.quantised:
-            raise self.unsupported(
-                f"weights quantised by {quantised.text('quant_method')}",
-                "take the bf16 or fp16 form of this checkpoint",
-            )
+        method = quantised.text("quant_method") if quantised.has("quant_method") else None
+        if method is not None and method not in self.quantised:
+            raise self.unsupported(f"weights quantised by {method}", "take the bf16 or fp16 form of this checkpoint")
 
     @abstractmethod
     def gate(self) -> GatePlan:
         """How rows of a MoE layer choose experts."""
 
-    @abstractmethod
     def experts(self) -> tuple[int, int]:
         """(experts of a layer, width of one)."""
+        return self.config.size(self.config.either(*self.experts_keys)), self.config.size(self.width_key)
+
+    def picked(self) -> int:
+        """Experts that a row goes to."""
+        return self.config.size(self.config.either(*self.picked_keys))
 
     def is_moe(self, layer: int) -> bool:  # noqa: ARG002 - some families ask
         return True
@@ -129,7 +138,7 @@ class Family(ABC):
             hidden=self.hidden,
             vocabulary=self.vocabulary,
             context_tokens=served,
-            norm_epsilon=self.config.number("rms_norm_eps"),
+            norm_epsilon=self.config.positive("rms_norm_eps"),
             activation=self.activation,
             rope_base=settings.base,
             rope=read_rope(settings, served),
@@ -206,17 +215,16 @@ class Family(ABC):
         return Weights({"shared_gate_up": np.concatenate(both), "shared_down": down})
 
     def shared(self, part: Part) -> Weights:
-        """The shared experts of a MoE layer; `part` is its block."""
+        """The shared experts of a MoE layer; `part` is the layer."""
         raise NotImplementedError
 
     def trunk(self, source: Checkpoint, layer: int) -> Weights:
         """Everything that segment `layer` of the trunk holds, the embedding of the first one aside."""
         part = self.layer(source, layer)
         weights = self.attention(part, layer)
-        block = part.below(*self.block)
         if not self.is_moe(layer):
-            return weights | self.feed_forward(block, self.dense_width())
-        return weights | self.shared(block) if self.shared_width() else weights
+            return weights | self.feed_forward(part.below(*self.block), self.dense_width())
+        return weights | self.shared(part) if self.shared_width() else weights
 
     def router(self, part: Part) -> dict[str, Floats]:
         """`router` float32 [hidden, experts], `bias` float32 [experts], and for some `pick_bias` float32 [experts]."""

@@ -12,6 +12,7 @@ from expertmesh_common.graphs.trunk import AttentionShape, LatentShape
 from expertmesh_forge.dense_model import Floats
 from expertmesh_forge.importing.config import Values
 from expertmesh_forge.importing.families.base import Family
+from expertmesh_forge.importing.families.fitting import check_groups
 from expertmesh_forge.importing.families.part import Part
 from expertmesh_forge.importing.families.rotary_rows import halves_first
 from expertmesh_forge.importing.planning import GatePlan, Weights
@@ -22,6 +23,10 @@ __all__ = ["DeepseekV2", "DeepseekV3"]
 
 class _Deepseek(Family):
     """Latent attention: keys and values come from one small vector per token, and a rotary key that all heads share."""
+
+    experts_keys = ("n_routed_experts",)
+    width_key = "moe_intermediate_size"
+    heads_share_hidden = False  # they have sizes of their own
 
     def check(self) -> None:
         if self.config.flag("attention_bias"):
@@ -37,19 +42,16 @@ class _Deepseek(Family):
             self.config.size("qk_rope_head_dim"), self.config.size("v_head_dim"),
         )  # fmt: skip
 
-    def experts(self) -> tuple[int, int]:
-        return self.config.size("n_routed_experts"), self.config.size("moe_intermediate_size")
-
     def is_moe(self, layer: int) -> bool:
-        return layer >= self.config.integer("first_k_dense_replace")
+        return layer >= self.config.count("first_k_dense_replace")
 
     def shared_width(self) -> int:
         if not self.config.has("n_shared_experts"):
             return 0
-        return self.config.integer("n_shared_experts") * self.config.size("moe_intermediate_size")
+        return self.config.count("n_shared_experts") * self.config.size("moe_intermediate_size")
 
     def shared(self, part: Part) -> Weights:
-        return self.feed_forward(part.below("shared_experts"), self.shared_width())
+        return self.feed_forward(part.below(*self.block).below("shared_experts"), self.shared_width())
 
     def rotary_dim(self) -> int:
         return self.latent.rope_dim
@@ -60,8 +62,11 @@ class _Deepseek(Family):
         return replace(shape, scale=width**-0.5 * self._magnitude() ** 2)
 
     def groups(self, score: Literal["max", "top2_sum"]) -> Groups | None:
-        count = self.config.size("n_group") if self.config.has("n_group") else 1
-        return Groups(count=count, kept=self.config.size("topk_group"), score=score) if count > 1 else None
+        count = self.config.size("n_group", 1)
+        if count == 1:
+            return None
+        check_groups(self.config, self.experts()[0], self.picked())
+        return Groups(count=count, kept=self.config.size("topk_group"), score=score)
 
     def attention(self, part: Part, layer: int) -> Weights:  # noqa: ARG002 - the same in every layer
         at, latent = part.below("self_attn"), self.latent
@@ -129,7 +134,7 @@ class DeepseekV2(_Deepseek):
     def gate(self) -> GatePlan:
         limited = self.config.text("topk_method") == "group_limited_greedy"
         return GatePlan(
-            "softmax", self.config.size("num_experts_per_tok"), "score",
+            "softmax", self.picked(), "score",
             scale=self.config.number("routed_scaling_factor"), groups=self.groups("max") if limited else None,
         )  # fmt: skip
 
@@ -145,7 +150,7 @@ class DeepseekV3(_Deepseek):
 
     def gate(self) -> GatePlan:
         return GatePlan(
-            "sigmoid", self.config.size("num_experts_per_tok"),
+            "sigmoid", self.picked(),
             "normalised" if self.config.flag("norm_topk_prob") else "score",
             scale=self.config.number("routed_scaling_factor"), groups=self.groups("top2_sum"),
         )  # fmt: skip

@@ -7,6 +7,7 @@ from typing import ClassVar
 from expertmesh_forge.dense_model import Floats
 from expertmesh_forge.importing.config import Values
 from expertmesh_forge.importing.families.base import Family
+from expertmesh_forge.importing.families.fitting import attention_kinds
 from expertmesh_forge.importing.families.part import Part
 from expertmesh_forge.importing.mxfp4 import dequantise_mxfp4
 from expertmesh_forge.importing.planning import ExpertPieces, GatePlan, Weights
@@ -30,6 +31,7 @@ class GptOss(Family):
     }  # fmt: skip
     activation = "clamped-swiglu"
     quantised = ("mxfp4",)
+    picked_keys = ("num_experts_per_tok", "experts_per_token")
 
     def check(self) -> None:
         given = (self.config.number("swiglu_limit"), self.config.number("swiglu_alpha"))
@@ -37,14 +39,10 @@ class GptOss(Family):
             raise self.unsupported(f"swiglu_limit {given[0]} and swiglu_alpha {given[1]}", "7 and 1.702 are")
 
     def gate(self) -> GatePlan:
-        picked = self.config.size(self.config.either("num_experts_per_tok", "experts_per_token"))
-        return GatePlan("linear", picked, "softmax")
-
-    def experts(self) -> tuple[int, int]:
-        return self.config.size("num_local_experts"), self.config.size("intermediate_size")
+        return GatePlan("linear", self.picked(), "softmax")
 
     def window(self, layer: int) -> int:
-        kinds = self.config.texts("layer_types")
+        kinds = attention_kinds(self.config, self.layers)
         slides = kinds[layer] == "sliding_attention" if kinds else layer % 2 == 0
         return self.config.size("sliding_window") if slides else 0
 

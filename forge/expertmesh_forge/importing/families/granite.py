@@ -1,4 +1,4 @@
-"""Granite-MoE: four multipliers, all folded into weights or the attention scale at import."""
+"""Granite-MoE, also with a shared expert: four multipliers, folded into weights or the attention scale at import."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from expertmesh_forge.importing.families.base import Family
 from expertmesh_forge.importing.families.part import Part
 from expertmesh_forge.importing.planning import ExpertPieces, GatePlan, Weights
 
-__all__ = ["GraniteMoe"]
+__all__ = ["GraniteMoe", "GraniteMoeShared"]
 
 
 class GraniteMoe(Family):
@@ -30,10 +30,7 @@ class GraniteMoe(Family):
     router_names = ("router.layer.weight", "router.weight")
 
     def gate(self) -> GatePlan:
-        return GatePlan("linear", self.config.size("num_experts_per_tok"), "softmax")
-
-    def experts(self) -> tuple[int, int]:
-        return self.config.size("num_local_experts"), self.config.size("intermediate_size")
+        return GatePlan("linear", self.picked(), "softmax")
 
     def attention_shape(self, layer: int) -> AttentionShape:
         return replace(super().attention_shape(layer), scale=self.config.number("attention_multiplier"))
@@ -45,7 +42,7 @@ class GraniteMoe(Family):
         # The tied head is the embedding as it is stored, without the embedding's own multiplier.
         tied = self.config.flag("tie_word_embeddings")
         matrix = super().embedding(source) if tied else super()._lm_head(source)
-        return matrix / self._multiplier("logits_scaling")
+        return matrix / np.float32(self.config.positive("logits_scaling"))
 
     def attention(self, part: Part, layer: int) -> Weights:
         weights, multiplier = super().attention(part, layer), self._multiplier("residual_multiplier")
@@ -64,3 +61,19 @@ class GraniteMoe(Family):
 
     def _multiplier(self, key: str) -> np.float32:
         return np.float32(self.config.number(key))
+
+
+class GraniteMoeShared(GraniteMoe):
+    """Beside the routed experts a shared one, fused as they are: `shared_mlp`."""
+
+    model_type = "granitemoeshared"
+    defaults: ClassVar[Values] = {**GraniteMoe.defaults, "shared_intermediate_size": 0}
+
+    def shared_width(self) -> int:
+        return self.config.count("shared_intermediate_size")
+
+    def shared(self, part: Part) -> Weights:
+        at, width = part.below("shared_mlp"), self.shared_width()
+        both = at.read("input_linear.weight", 2 * width, self.hidden)
+        down = at.read("output_linear.weight", self.hidden, width)
+        return Weights({"shared_gate_up": both, "shared_down": down * self._multiplier("residual_multiplier")})

@@ -10,6 +10,7 @@ import numpy as np
 from expertmesh_common.graphs.trunk import AttentionShape
 from expertmesh_forge.importing.config import CheckpointConfig, Values
 from expertmesh_forge.importing.families.base import Family
+from expertmesh_forge.importing.families.fitting import of_every_layer
 from expertmesh_forge.importing.families.part import Part
 from expertmesh_forge.importing.families.rotary_rows import halves_first
 from expertmesh_forge.importing.planning import ExpertPieces, GatePlan, Weights
@@ -36,10 +37,7 @@ class Llama4Text(Family):
         super().__init__(inside if self.sees else config)
 
     def gate(self) -> GatePlan:
-        return GatePlan("linear", self.config.size("num_experts_per_tok"), "sigmoid", weight_on="input")
-
-    def experts(self) -> tuple[int, int]:
-        return self.config.size("num_local_experts"), self.config.size("intermediate_size")
+        return GatePlan("linear", self.picked(), "sigmoid", weight_on="input")
 
     def is_moe(self, layer: int) -> bool:
         if self.config.has("moe_layers"):
@@ -53,11 +51,12 @@ class Llama4Text(Family):
         return self.config.size("intermediate_size_mlp")
 
     def shared(self, part: Part) -> Weights:
-        return self.feed_forward(part.below("shared_expert"), self.shared_width())
+        return self.feed_forward(part.below(*self.block).below("shared_expert"), self.shared_width())
 
     def turns(self, layer: int) -> bool:
         """Whether the layer's queries and keys turn with their position."""
-        listed = self.config.integers("no_rope_layers")  # despite its name, a 1 means that the layer turns
+        # Despite its name, a 1 means that the layer turns.
+        listed = of_every_layer(self.config, "no_rope_layers", self.config.integers("no_rope_layers"), self.layers)
         return bool(listed[layer]) if listed else (layer + 1) % self.config.size("no_rope_layer_interval") != 0
 
     def attention_shape(self, layer: int) -> AttentionShape:

@@ -17,14 +17,11 @@ class Mixtral(Family):
     model_type = "mixtral"
     defaults: ClassVar[Values] = {"rope_theta": 1e6, "rms_norm_eps": 1e-5}
     block = ("block_sparse_moe", "mlp")
+    experts_keys = ("num_local_experts", "num_experts")
     expert_names = ("w1", "w3", "w2")
 
     def gate(self) -> GatePlan:
-        return GatePlan("softmax", self.config.size("num_experts_per_tok"), "normalised")
-
-    def experts(self) -> tuple[int, int]:
-        key = self.config.either("num_local_experts", "num_experts")
-        return self.config.size(key), self.config.size("intermediate_size")
+        return GatePlan("softmax", self.picked(), "normalised")
 
     def window(self, layer: int) -> int:  # noqa: ARG002 - the same in every layer
         return self.config.size("sliding_window") if self.config.has("sliding_window") else 0

@@ -17,6 +17,7 @@ class Olmoe(Family):
 
     model_type = "olmoe"
     defaults: ClassVar[Values] = {"rms_norm_eps": 1e-5, "norm_topk_prob": False}
+    experts_keys = ("num_experts", "num_local_experts")
 
     def check(self) -> None:
         if self.config.has("clip_qkv"):
@@ -24,11 +25,7 @@ class Olmoe(Family):
 
     def gate(self) -> GatePlan:
         weighting: Weighting = "normalised" if self.config.flag("norm_topk_prob") else "score"
-        return GatePlan("softmax", self.config.size("num_experts_per_tok"), weighting)
-
-    def experts(self) -> tuple[int, int]:
-        key = self.config.either("num_experts", "num_local_experts")
-        return self.config.size(key), self.config.size("intermediate_size")
+        return GatePlan("softmax", self.picked(), weighting)
 
     def attention(self, part: Part, layer: int) -> Weights:
         at = part.below("self_attn")

@@ -29,14 +29,13 @@ class PhiMoe(Family):
     norm_bias = True
 
     def check(self) -> None:
-        if self.config.size("num_experts_per_tok") != 2:
+        if self.picked() != 2:
             raise self.unsupported("num_experts_per_tok other than 2", "its gate is defined for two experts")
+        if self.config.number("router_jitter_noise") < 0:
+            raise self.config.wrong("router_jitter_noise", "at least 0")
 
     def gate(self) -> GatePlan:
         return GatePlan("linear", 2, "sparse-mixer", epsilon=self.config.number("router_jitter_noise"))
-
-    def experts(self) -> tuple[int, int]:
-        return self.config.size("num_local_experts"), self.config.size("intermediate_size")
 
     def window(self, layer: int) -> int:  # noqa: ARG002 - the same in every layer
         return self.config.size("sliding_window") if self.config.has("sliding_window") else 0

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from expertmesh_forge.importing.config import Values
 from expertmesh_forge.importing.families.base import Family
+from expertmesh_forge.importing.families.fitting import attention_kinds
 from expertmesh_forge.importing.families.part import Part
 from expertmesh_forge.importing.planning import GatePlan, Weighting, Weights
 
@@ -13,13 +14,12 @@ __all__ = ["Qwen2Moe", "Qwen3Moe"]
 
 
 class _Qwen(Family):
+    experts_keys = ("num_experts", "num_local_experts")
+    width_key = "moe_intermediate_size"
+
     def gate(self) -> GatePlan:
         weighting: Weighting = "normalised" if self.config.flag("norm_topk_prob") else "score"
-        return GatePlan("softmax", self.config.size("num_experts_per_tok"), weighting)
-
-    def experts(self) -> tuple[int, int]:
-        key = self.config.either("num_experts", "num_local_experts")
-        return self.config.size(key), self.config.size("moe_intermediate_size")
+        return GatePlan("softmax", self.picked(), weighting)
 
     def is_moe(self, layer: int) -> bool:
         if layer in self.config.integers("mlp_only_layers"):
@@ -45,7 +45,7 @@ class Qwen2Moe(_Qwen):
     def window(self, layer: int) -> int:
         if not self.config.flag("use_sliding_window"):
             return 0
-        kinds = self.config.texts("layer_types")
+        kinds = attention_kinds(self.config, self.layers)
         slides = kinds[layer] == "sliding_attention" if kinds else self._slides_by_default(layer)
         return self.config.size("sliding_window") if slides else 0
 
@@ -56,9 +56,10 @@ class Qwen2Moe(_Qwen):
         return self.config.size("shared_expert_intermediate_size")
 
     def shared(self, part: Part) -> Weights:
-        block = self.feed_forward(part.below("shared_expert"), self.shared_width())
-        gate = part.read("shared_expert_gate.weight", 1, self.hidden)
-        return block | Weights(plain={"shared_gate": gate.T})
+        block = part.below(*self.block)
+        both = self.feed_forward(block.below("shared_expert"), self.shared_width())
+        gate = block.read("shared_expert_gate.weight", 1, self.hidden)
+        return both | Weights(plain={"shared_gate": gate.T})
 
 
 class Qwen3Moe(_Qwen):

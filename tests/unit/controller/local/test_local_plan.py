@@ -10,7 +10,7 @@ from expertmesh_common.access.tokens import new_token
 from expertmesh_common.errors import InvalidInput
 from expertmesh_controller.local.asking import UpFlags, up_request
 from expertmesh_controller.local.local_model import find_bundles
-from expertmesh_controller.local.plan import controller_spec, worker_specs
+from expertmesh_controller.local.plan import controller_spec, gateway_specs, worker_specs
 from expertmesh_controller.local.reaching import free_port, is_local_only, reachable_host
 from expertmesh_controller.local.restarts import RestartPolicy, count_failures, restart_delay_s
 from expertmesh_controller.local.showing import join_line
@@ -83,6 +83,21 @@ def test_workers_of_this_machine_join_over_loopback_with_their_own_names(tmp_pat
         assert spec.name in spec.arguments
 
 
+def test_what_only_workers_or_gateways_are_told_goes_to_them_alone(tmp_path):
+    given = {
+        "gateways": 2,
+        "token": new_token(),
+        "worker_options": ("--spin-us", "7"),
+        "gateway_options": ("--slots", "4"),
+    }
+    request = up_request(flags(tmp_path, **given), tmp_path)
+    for spec in worker_specs(request, 1, {}):
+        assert spec.arguments[-2:] == ("--spin-us", "7")
+    (gateway,) = gateway_specs(request, {})
+    assert gateway.arguments[-2:] == ("--slots", "4")
+    assert "--spin-us" not in (*gateway.arguments, *controller_spec(request, {}).arguments)
+
+
 def test_the_printed_line_names_an_address_that_others_can_dial(tmp_path):
     request = up_request(flags(tmp_path, token="t0"), tmp_path)
     line = join_line(request)
@@ -142,8 +157,10 @@ def test_flags_win_over_environment_over_file(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("flag", "value"), [("slots", 0), ("transport", "pigeon"), ("precision", "fp8"), ("threads", "many")]
-)
+    ("flag", "value"),
+    [("slots", 0), ("transport", "pigeon"), ("precision", "fp8"), ("threads", "many"), ("spin_us", -1),
+     ("spin_us", 1_000_001)],
+)  # fmt: skip
 def test_a_setting_out_of_range_is_named(flag, value):
     with pytest.raises(InvalidInput, match=flag):
         read_settings({"model": "x", flag: value}, {}, None)

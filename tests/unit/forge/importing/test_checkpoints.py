@@ -1,6 +1,8 @@
 """Reading a checkpoint folder: every dtype as float32, and what is wrong with a folder said by file and tensor."""
 
 import json
+import re
+import shutil
 import struct
 from pathlib import Path
 
@@ -134,10 +136,6 @@ def _lose_a_shard(folder: Path) -> None:
     next(folder.glob("model-00002*.safetensors")).unlink()
 
 
-def _point_elsewhere(folder: Path) -> None:
-    _edit_index(folder, lambda index: index["weight_map"].update({"lm_head.weight": "../model.safetensors"}))
-
-
 def _swap_shards(folder: Path) -> None:
     def swap(index) -> None:
         files = index["weight_map"]
@@ -166,18 +164,26 @@ def _edit_index(folder: Path, edit) -> None:
     ("damage", "words"),
     [
         (_lose_a_shard, "00002.* cannot be read"),
-        (_point_elsewhere, "no file name of this folder"),
         (_swap_shards, "holds the tensor lm_head.weight, but it does not"),
         (_empty, "has no weight_map"),
         (_cut, "not valid JSON"),
     ],
 )
 def test_a_broken_index_says_what_is_broken(checkpoint, tmp_path, damage, words: str) -> None:
-    import shutil
-
     folder = Path(shutil.copytree(checkpoint(shard="40KB"), tmp_path / "c"))
     damage(folder)
 
+    with pytest.raises(SourceError, match=words):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("place", ["../other.safetensors", "/tmp/other.safetensors", "a/../b", "..", ".", "", 3, None])
+def test_a_shard_outside_the_folder_is_refused_by_file_and_entry(checkpoint, tmp_path, place: object) -> None:
+    folder = Path(shutil.copytree(checkpoint(shard="40KB"), tmp_path / "c"))
+    shutil.copy(next(folder.glob("*.safetensors")), tmp_path / "other.safetensors")
+    _edit_index(folder, lambda index: index["weight_map"].update({"lm_head.weight": place}))
+
+    words = rf"model\.safetensors\.index\.json: lm_head\.weight lies in {re.escape(repr(place))}, which is no file name"
     with pytest.raises(SourceError, match=words):
         open_checkpoint(folder)
 

@@ -24,7 +24,7 @@ def copy_of(folder: Path, target: Path) -> Path:
 
 
 def test_published_and_fused_names_give_the_same_bundle(checkpoint, tmp_path) -> None:
-    for family in ("mixtral", "qwen3_moe", "granitemoe", "phimoe", "deepseek_v2"):
+    for family in ("mixtral", "qwen3_moe", "granitemoe", "granitemoeshared", "phimoe", "deepseek_v2"):
         bundles = [
             bundle_of(checkpoint(family, fused=fused), tmp_path / f"{family}-{fused}") for fused in (False, True)
         ]

@@ -22,9 +22,11 @@ def test_every_tested_family_is_registered_and_the_other_way_round() -> None:
     assert set(FAMILIES) == {*hf.FAMILIES, "llama4"}
 
 
-def test_an_unknown_model_type_says_what_is_supported(checkpoint) -> None:
-    with pytest.raises(UnsupportedModel, match=r"'mamba' is not supported; supported: deepseek_v2, .*qwen3_moe"):
-        plan_of(checkpoint("mixtral"), model_type="mamba")
+@pytest.mark.parametrize("kind", ["mamba", "granitemoehybrid"])
+def test_an_unknown_model_type_says_what_is_supported(checkpoint, kind: str) -> None:
+    words = rf"'{kind}' is not supported; supported: deepseek_v2, .*granitemoe, granitemoeshared, .*qwen3_moe"
+    with pytest.raises(UnsupportedModel, match=words):
+        plan_of(checkpoint("granitemoeshared"), model_type=kind)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,7 @@ def test_which_layers_are_dense(checkpoint, family: str, changes: dict[str, obje
         ("qwen3_moe", {"norm_topk_prob": True}, ("softmax", 3, "normalised", 0.0, 1.0, "output", None)),
         ("olmoe", {}, ("softmax", 4, "score", 0.0, 1.0, "output", None)),
         ("granitemoe", {}, ("linear", 3, "softmax", 0.0, 1.0, "output", None)),
+        ("granitemoeshared", {}, ("linear", 3, "softmax", 0.0, 1.0, "output", None)),
         ("phimoe", {}, ("linear", 2, "sparse-mixer", 0.2, 1.0, "output", None)),
         ("deepseek_v2", {}, ("softmax", 3, "score", 0.0, 1.7, "output", Groups(count=4, kept=2, score="max"))),
         (

@@ -10,6 +10,7 @@ from expertmesh_forge.errors import SourceError
 from expertmesh_forge.importing.config import read_json
 from expertmesh_forge.importing.tokenizing import TextFiles, read_text_files
 from models import tiny_bundle as tiny
+from models.altered_checkpoints import alter_config
 
 
 def texts_of(folder: Path, vocabulary: int = tiny.VOCABULARY) -> TextFiles:
@@ -70,6 +71,14 @@ def test_ends_beyond_the_models_rows_are_left_out(mixtral) -> None:
     assert texts_of(mixtral).eos_ids == (tiny.IM_END, 7)
 
 
+def test_ends_and_begins_below_zero_are_left_out(mixtral) -> None:
+    (mixtral / "tokenizer_config.json").unlink()
+    say(mixtral, "generation_config.json", eos_token_id=[-1, 7])
+    alter_config(mixtral, bos_token_id=-1)
+
+    assert (texts_of(mixtral).eos_ids, texts_of(mixtral).bos_id) == ((7,), None)
+
+
 def test_a_template_of_its_own_file_wins(mixtral) -> None:
     (mixtral / "chat_template.jinja").write_text("{{ messages[0].content }}")
 
@@ -91,6 +100,13 @@ def test_a_template_may_use_what_serving_gives_it(mixtral) -> None:
     assert texts_of(mixtral).chat_template == looping
 
 
+def test_a_template_may_mark_what_an_assistant_said(mixtral) -> None:
+    marked = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    (mixtral / "chat_template.jinja").write_text(marked)
+
+    assert texts_of(mixtral).chat_template == marked
+
+
 def test_a_template_that_is_no_text_names_its_file(mixtral) -> None:
     (mixtral / "chat_template.jinja").write_bytes(b"\xff\xfe{")
 
@@ -98,8 +114,9 @@ def test_a_template_that_is_no_text_names_its_file(mixtral) -> None:
         texts_of(mixtral)
 
 
-def test_a_template_that_does_not_parse_names_its_file(mixtral) -> None:
-    (mixtral / "chat_template.jinja").write_text("{% for x %}")
+@pytest.mark.parametrize("text", ["{% for x %}", "{% generation %}", "{{ x | no_such_filter }}", "{% break %}"])
+def test_a_template_that_does_not_parse_names_its_file(mixtral, text: str) -> None:
+    (mixtral / "chat_template.jinja").write_text(text)
 
     with pytest.raises(SourceError, match=r"chat_template.jinja: the chat template does not parse"):
         texts_of(mixtral)

@@ -33,12 +33,14 @@ _AUTO: Final = ("unix", "tcp", "grpc")
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who opens links, how it is authenticated, and which transport it wants."""
+    """Who opens links, how it is authenticated, which transport it wants, and how it waits on streams."""
 
     gateway_id: str
     security: Security = field(default_factory=Security)
     transport: Transport = "auto"
     host_id: str = field(default_factory=host_id)
+    spin_us: int = 0
+    """How long a plain stream is polled for a reply before the caller sleeps."""
 
 
 def open_link(worker: WorkerRoute, caller: Caller, watchdog: Watchdog) -> Link:
@@ -71,7 +73,7 @@ def _negotiate(worker: WorkerRoute, caller: Caller, channel: grpc.Channel, watch
             return GrpcLink(worker.worker_id, channel, caller.security, watchdog)
         try:
             connection = _connect(agreed.endpoint, caller.security, agreed.ticket)
-            return StreamLink(worker.worker_id, transport, connection)
+            return StreamLink(worker.worker_id, transport, connection, caller.spin_us)
         except (OSError, MeshError) as error:
             log.warning(
                 "worker %s: no %s stream to %s: %s", worker.worker_id, transport, agreed.endpoint.address, error

@@ -12,11 +12,11 @@ from expertmesh_controller.gateway.dispatch.links.base import FramedLink, LinkDo
 
 
 class StreamLink(FramedLink):
-    """Owns an admitted connection (its ticket is accepted)."""
+    """Owns an admitted connection (its ticket is accepted); polls it for `spin_us` before it sleeps for a reply."""
 
-    def __init__(self, worker_id: str, transport: str, connection: socket.socket) -> None:
+    def __init__(self, worker_id: str, transport: str, connection: socket.socket, spin_us: int = 0) -> None:
         super().__init__(worker_id, transport)
-        self._frames = FrameSocket(connection)
+        self._frames = FrameSocket(connection, spin_us=spin_us)
 
     def send(self, frame: Sequence[Chunk], expires_at: float) -> None:
         try:
