@@ -100,8 +100,9 @@ def write_page(soaked: Soaked, page: Path, image: str) -> None:
 
 `make soak` (`SOAK_MINUTES=30`, `SOAK_ARGS="--seed 1 --write-page"`) runs a whole mesh of two tiny models - two
 gateways, three workers - under mixed load from several clients, while a schedule that one seed decides kills and
-freezes its processes. Every greedy answer is compared with what the mesh said before the first fault; `make soak`
-fails if one call is lost or wrong. This page is written by it.
+freezes its processes. A gateway is killed only when all of them answer: what is promised needs one door. Every greedy
+answer is compared with what the mesh said before the first fault; `make soak` fails if one call is lost or wrong. This
+page is written by it.
 
 - **lost**: the caller saw an error after the SDK's own resume. **wrong**: other tokens, or bad input let in.
 - **shed**: told to come back (`RESOURCE_EXHAUSTED`), which is the promise under overload.
