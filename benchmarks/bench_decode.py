@@ -26,14 +26,12 @@ from expertmesh_common.running import tuned_runner
 from expertmesh_controller.cluster.routes import Epoch, InstanceRoute, RouteTable, WorkerRoute
 from expertmesh_controller.gateway.batching.engine import Engine
 from expertmesh_controller.gateway.batching.forward import Forward
-from expertmesh_controller.gateway.batching.fused_forward import FusedForward
 from expertmesh_controller.gateway.batching.jobs import Ended, Failed, Picked, Request
 from expertmesh_controller.gateway.dispatch.links.opening import Caller
 from expertmesh_controller.gateway.dispatch.links.pool import LinkPool
 from expertmesh_controller.gateway.dispatch.plane import ExpertPlane
 from expertmesh_controller.gateway.gating.gate import load_gates
 from expertmesh_controller.gateway.text.codec import TextCodec
-from expertmesh_controller.gateway.trunk.fused import FusedTrunk
 from expertmesh_controller.gateway.trunk.local import LocalTrunk
 from expertmesh_worker.providers import provider
 from expertmesh_worker.runtime.executing import Runtime
@@ -76,8 +74,12 @@ def make_fast_engine(
     bundle: Bundle, precision: str, threads: int, *, slots: int = 4, context_tokens: int = 1024
 ) -> Engine:
     """The engine over one graph, as `numerics: fast` serves it."""
-    trunk = FusedTrunk(bundle, precision, slots=slots, context_tokens=context_tokens, chunk_tokens=256, threads=threads)
-    return Engine(trunk, FusedForward(trunk, bundle.manifest.layers), SystemClock(), slots)
+    trunk = LocalTrunk(
+        bundle, precision, stops=(), slots=slots, context_tokens=context_tokens, chunk_tokens=256, threads=threads
+    )
+    manifest = bundle.manifest
+    nobody = ExpertPlane(manifest.name, manifest.layers, load_gates(bundle), LinkPool(Caller("bench")))
+    return Engine(trunk, Forward(trunk, nobody, manifest.layers, 10.0), SystemClock(), slots)
 
 
 async def engine_turn(engine: Engine, ids: list[int], count: int) -> tuple[float, list[int]]:

@@ -155,6 +155,7 @@ class AsyncClient:
         budget_share: float = 1.0,
         slots: int = 0,
         numerics: str = "",
+        local_layers: str = "",
         deadline_s: float | None = None,
     ) -> ModelStatus:
         """Serve one more model; returns when its trunk is loaded, its experts follow (`wait_ready`)."""
@@ -166,6 +167,7 @@ class AsyncClient:
             budget_share=budget_share,
             slots=slots,
             numerics=numerics,
+            local_layers=local_layers,
         )
         return operating.model_status((await self._unary(calls.SERVE_MODEL, request, deadline_s)).model)
 

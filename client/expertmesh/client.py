@@ -188,13 +188,15 @@ class Client:
         budget_share: float = 1.0,
         slots: int = 0,
         numerics: str = "",
+        local_layers: str = "",
         deadline_s: float | None = None,
     ) -> ModelStatus:
         """Serve one more model; returns when its trunk is loaded, its experts follow (`wait_ready`).
 
         `path` is the bundle's folder on the controller's machine. `name`, `precision`, `numerics` ("exact", or "fast":
-        gateways hold the whole model as one graph, without workers) and `slots` default to the
-        bundle's name and the controller's settings. `budget_share` (0 to 1) bounds what its experts may take of all
+        gateways hold the whole model as one graph, without workers) and `slots` default to the bundle's name and the
+        controller's settings. `local_layers` ("0,3,8-11") are those whose experts gateways hold with "fast"; the others
+        go to workers. `budget_share` (0 to 1) bounds what its experts may take of all
         workers' budgets. Serving what is served already, the same way, changes nothing.
 
         Raises:
@@ -211,6 +213,7 @@ class Client:
             budget_share=budget_share,
             slots=slots,
             numerics=numerics,
+            local_layers=local_layers,
         )
         return operating.model_status(self._unary(calls.SERVE_MODEL, request, deadline_s).model)
 

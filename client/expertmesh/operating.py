@@ -54,7 +54,7 @@ class ModelStatus:
     workers' budgets; `missing_bytes` are resident bytes of experts for which there is no room (in that share).
     `resident_bytes` belong to `instances` copies of `experts`. `ttft_p95_ms` and `token_p95_ms` were seen over the
     target's window, 0 without answers in it; `targets` judges them, empty where nothing was promised. With `numerics`
-    "fast" gateways hold the whole model, so no worker has copies.
+    "fast" gateways hold the experts of `local_layers` ("0,3,8-11"; empty: all) themselves, and no worker has copies.
     """
 
     name: str
@@ -75,6 +75,7 @@ class ModelStatus:
     error: str = ""
     targets: tuple[TargetState, ...] = ()
     numerics: str = "exact"
+    local_layers: str = ""
 
 
 def serve_request(
@@ -86,6 +87,7 @@ def serve_request(
     budget_share: float,
     slots: int,
     numerics: str,
+    local_layers: str,
 ) -> operations_pb2.ServeModelRequest:
     """The request of `serve_model`.
 
@@ -102,6 +104,7 @@ def serve_request(
             budget_share=budget_share,
             slots=slots,
             numerics=numerics,
+            local_layers=local_layers,
         )
     except (TypeError, ValueError) as error:
         raise InvalidRequest(f"serve_model: {error}") from error
@@ -144,6 +147,7 @@ def model_status(message: operations_pb2.ModelStatus) -> ModelStatus:
         error=message.error,
         targets=_targets(message),
         numerics=message.numerics or "exact",
+        local_layers=message.local_layers,
     )
 
 

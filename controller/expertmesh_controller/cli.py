@@ -32,6 +32,10 @@ Numerics = Annotated[
     str | None,
     typer.Option("--numerics", help="exact (default), or fast: the gateway holds the whole model as one graph."),
 ]
+LocalLayers = Annotated[
+    str | None,
+    typer.Option("--local-layers", help="With fast: only these layers' experts in the gateway, as in 0,3,8-11."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -56,6 +60,7 @@ def controller(
     models_folder: Annotated[Path | None, typer.Option(help="Where imports on the mesh leave their bundles.")] = None,
     precision: Precision = None,
     numerics: Numerics = None,
+    local_layers: LocalLayers = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the trunk; 1 by default.")] = None,
     slots: Annotated[int | None, typer.Option(help="Answers in progress at once; 16 by default.")] = None,
     context: Annotated[int | None, typer.Option(help="Tokens of prompt and answer; 2048 by default.")] = None,
@@ -84,7 +89,7 @@ def controller(
         "threads": threads, "slots": slots, "context_tokens": context, "prefill_chunk_tokens": prefill_chunk,
         "transport": transport, "data": data, "expected_workers": expected_workers, "http_listen": http_listen,
         "metrics_listen": metrics_listen, "otlp": otlp, "jobs": jobs, "models_folder": models_folder,
-        "numerics": numerics, "spin_us": spin_us,
+        "numerics": numerics, "local_layers": local_layers, "spin_us": spin_us,
     }  # fmt: skip
     setup_logs()
     run(read_settings(flags, os.environ, config))
@@ -110,6 +115,7 @@ def up(
     ] = 0.6,
     precision: Precision = None,
     numerics: Numerics = None,
+    local_layers: LocalLayers = None,
     transport: Transport = None,
     spin_us: SpinUs = None,
     token: Token = None,
@@ -138,9 +144,10 @@ def up(
     environment = dict(os.environ) if store is None else {**os.environ, "EXPERTMESH_STORE": store}
     flags = UpFlags(
         tuple(model or ()), workers, budget_share, listen or f"{host}:{port}", precision or "fp32", transport or "auto",
-        token, secure, tls, cache, logs, (*shared, *_options({"--numerics": numerics})),
+        token, secure, tls, cache, logs, (*shared, *_options({"--numerics": numerics, "--local-layers": local_layers})),
         gateways=gateways, http_port=http_port,
-        gateway_options=shared, jobs=jobs, numerics=numerics or "exact", worker_options=spin,
+        gateway_options=shared, jobs=jobs, numerics=numerics or "exact", local_layers=local_layers or "",
+        worker_options=spin,
     )  # fmt: skip
     # Sockets and other temporary files of all processes live and die in one folder.
     with tempfile.TemporaryDirectory(prefix="expertmesh-", dir=socket_root(), ignore_cleanup_errors=True) as folder:

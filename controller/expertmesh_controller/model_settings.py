@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from expertmesh_common.bundle.manifest import Numerics, Precision
 from expertmesh_common.errors import InvalidInput
+from expertmesh_controller.cluster.local_layers import ALL
 from expertmesh_controller.cluster.models import ModelSpec, SlaTarget
 
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -38,12 +39,19 @@ class ModelSettings(BaseModel):
     path: Path
     precision: Precision | None = None
     numerics: Numerics | None = None
+    local_layers: str | None = None
     slots: Annotated[int | None, Field(ge=1, le=1024)] = None
     budget_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     sla: SlaSettings = SlaSettings()
 
-    def spec(self, precision: Precision, slots: int, numerics: Numerics = "exact") -> ModelSpec:
-        """What gateway and control loop are told; an empty name is the bundle's own."""
+    def spec(
+        self, precision: Precision, slots: int, numerics: Numerics = "exact", local_layers: str = ALL
+    ) -> ModelSpec:
+        """What gateway and control loop are told; an empty name is the bundle's own.
+
+        A model with numerics of its own has local layers of its own, too.
+        """
+        theirs = local_layers if self.numerics is None else ALL
         return ModelSpec(
             self.name,
             self.path.absolute(),
@@ -52,6 +60,7 @@ class ModelSettings(BaseModel):
             self.budget_share,
             SlaTarget(**self.sla.model_dump()),
             self.numerics or numerics,
+            theirs if self.local_layers is None else self.local_layers,
         )
 
 

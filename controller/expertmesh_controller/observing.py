@@ -72,6 +72,13 @@ def _uncovered(host: ModelHost) -> str | None:
 
 def _views(host: ModelHost) -> list[ModelView]:
     return [
-        ModelView(name, loaded.gateway.engine, loaded.plane.counters, loaded.pool.totals(), loaded.gateway.ready)
+        ModelView(
+            name,
+            loaded.gateway.engine,
+            loaded.gateway.rows(),
+            loaded.plane.counters.retried_pairs,
+            loaded.pool.totals(),
+            loaded.gateway.ready,
+        )  # fmt: skip
         for name, loaded in host.running.items()
     ]

@@ -68,7 +68,7 @@ async def serve(settings: ControllerSettings, stop: asyncio.Event) -> None:
         host = ModelHost(replace(_surroundings(settings, loop.routes, access.towards_parts), tracing=tracing))
         keeper = ModelKeeper(loop, host, store, SystemClock(), specs_of(settings))
         serving = Serving(security, access.audit.note)
-        loop.add_to(serving.server, ModelOperations(keeper, settings.precision, settings.slots, settings.numerics))
+        loop.add_to(serving.server, _operations(keeper, settings))
         access.add_to(serving.server)
         jobs = Jobs(settings, store, loop, access.audit.note)
         jobs.add_to(serving.server)
@@ -128,7 +128,12 @@ def _control_loop(settings: ControllerSettings, store: Store) -> ControlLoop:
 
 def specs_of(settings: ControllerSettings) -> tuple[ModelSpec, ...]:
     """The models that the settings ask for."""
-    return tuple(model.spec(settings.precision, settings.slots, settings.numerics) for model in settings.models)
+    defaults = (settings.precision, settings.slots, settings.numerics, settings.local_layers)
+    return tuple(model.spec(*defaults) for model in settings.models)
+
+
+def _operations(keeper: ModelKeeper, settings: ControllerSettings) -> ModelOperations:
+    return ModelOperations(keeper, settings.precision, settings.slots, settings.numerics, settings.local_layers)
 
 
 def _surroundings(settings: ControllerSettings, routes: Routes, towards_workers: Security) -> Surroundings:

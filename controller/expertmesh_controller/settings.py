@@ -14,6 +14,7 @@ from expertmesh.local_access import home_folder
 from expertmesh_common.bundle.manifest import Numerics, Precision
 from expertmesh_common.channel.spinning import MAX_SPIN_US
 from expertmesh_common.errors import InvalidInput
+from expertmesh_controller.cluster.local_layers import ALL
 from expertmesh_controller.model_settings import ENVIRONMENT_SEPARATOR, ModelSettings, with_models
 
 ENVIRONMENT_PREFIX = "EXPERTMESH_"
@@ -51,6 +52,8 @@ class ControllerSettings(BaseModel):
     """Of trunk and experts, for models that say nothing else; fp32 equals the dense reference."""
     numerics: Numerics = "exact"
     """For models that say nothing else; `fast` runs a whole model as one graph in each gateway, without workers."""
+    local_layers: str = ALL
+    """For models with these numerics: the layers whose experts a `fast` gateway holds, `0,3,8-11`; empty is all."""
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Of each trunk. More than the free cores makes every token slower."""
     slots: Annotated[int, Field(ge=1, le=1024)] = 16

@@ -1,17 +1,24 @@
 """What every way of running a trunk must do, experts outside or inside. A new one joins by a line in `EXECUTORS`."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.errors import InvalidInput
-from expertmesh_controller.gateway.trunk.executor import Chunk, Sequences, TrunkExecutor, Work
-from expertmesh_controller.gateway.trunk.fused import FusedTrunk
+from expertmesh_controller.gateway.trunk.executor import Chunk, TrunkExecutor, Work
 from expertmesh_controller.gateway.trunk.local import LocalTrunk
 from models import tiny_bundle as tiny
 from models.numpy_plane import NumpyPlane
 
-EXECUTORS = {"local": LocalTrunk, "fused": FusedTrunk}
+EXECUTORS = {
+    "segments": LocalTrunk,
+    "whole": partial(LocalTrunk, stops=()),
+    "middle elsewhere": partial(LocalTrunk, stops=(1,)),
+    "ends elsewhere": partial(LocalTrunk, stops=(0, 2)),
+    "first here": partial(LocalTrunk, stops=(1, 2)),
+}
 NOBODY = np.empty(0, np.int64), np.empty(0, np.int32)
 
 
@@ -21,7 +28,7 @@ def bundle(tmp_path_factory) -> Bundle:
 
 
 @pytest.fixture(params=EXECUTORS)
-def trunk(request, bundle: Bundle) -> Sequences:
+def trunk(request, bundle: Bundle) -> TrunkExecutor:
     return EXECUTORS[request.param](bundle, "fp32", slots=4, context_tokens=128, chunk_tokens=32)
 
 
@@ -30,16 +37,15 @@ def plane(bundle: Bundle) -> NumpyPlane:
     return NumpyPlane(bundle)
 
 
-def step(trunk: Sequences, plane: NumpyPlane, work: Work) -> np.ndarray:
-    if isinstance(trunk, FusedTrunk):
-        return trunk.run(work).copy()
-    rows = trunk.begin(work)
-    for layer in range(1, trunk.limits.layers):
-        rows = trunk.advance(layer, plane.run(layer - 1, rows, np.inf))
-    return trunk.finish(plane.run(trunk.limits.layers - 1, rows, np.inf)).copy()
+def step(trunk: TrunkExecutor, plane: NumpyPlane, work: Work) -> np.ndarray:
+    rows, combined = trunk.begin(work), None
+    for layer in trunk.stops:
+        rows = rows if combined is None else trunk.advance(layer, combined)
+        combined = plane.run(layer, rows, np.inf)
+    return trunk.finish(combined).copy()
 
 
-def prefill(trunk: Sequences, plane: NumpyPlane, slot: int, ids: list[int]) -> np.ndarray:
+def prefill(trunk: TrunkExecutor, plane: NumpyPlane, slot: int, ids: list[int]) -> np.ndarray:
     size = trunk.limits.chunk_tokens
     for start in range(0, len(ids), size):
         part = np.asarray(ids[start : start + size])
@@ -90,9 +96,9 @@ def test_the_same_work_twice_gives_the_same_logits(trunk, plane) -> None:
     ids = list(range(40, 60))
     prefill(trunk, plane, 0, ids)
     work = decode([33], [len(ids)], Chunk(1, 0, np.arange(5), ends_prompt=True))
-    if isinstance(trunk, TrunkExecutor):
-        rows = trunk.begin(work)  # abandoned after a layer, as when a worker is lost
-        trunk.advance(1, plane.run(0, rows, np.inf))
+    rows = trunk.begin(work)  # abandoned after a stop or two, as when a worker is lost
+    for first, second in zip(trunk.stops[:1], trunk.stops[1:2], strict=False):
+        trunk.advance(second, plane.run(first, rows, np.inf))
     np.testing.assert_array_equal(step(trunk, plane, work), step(trunk, plane, work))
 
 

@@ -67,6 +67,9 @@ def serve(
     numerics: Annotated[
         str, typer.Option(help="exact, or fast: gateways hold the whole model; default: the controller's.")
     ] = "",
+    local_layers: Annotated[
+        str, typer.Option(help="With fast: only these layers' experts in the gateways, as in 0,3,8-11; default: all.")
+    ] = "",
     budget_share: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Most that its experts may take of all workers' budgets.")
     ] = 1.0,
@@ -94,6 +97,7 @@ def serve(
             budget_share=budget_share,
             slots=slots,
             numerics=numerics,
+            local_layers=local_layers,
         )
         if wait:
             served = _settled(client, served, deadline_s)
@@ -154,7 +158,9 @@ def unserve(
 
 
 def _how(model: ModelStatus) -> str:
-    return model.precision if model.numerics == "exact" else f"{model.precision} {model.numerics}"
+    if model.numerics == "exact":
+        return model.precision
+    return f"{model.precision} {model.numerics} {model.local_layers}".rstrip()
 
 
 def _row(model: ModelStatus) -> tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""Joining the trunk segments of a bundle and blocks of local experts into one graph, so that one call runs them all.
+"""Joining trunk segments of a bundle and blocks of local experts into one graph, so that one call runs them all.
 
 The segments are taken as they lie in the bundle; only their names change, so whatever a family's segment does, it does
 here as well. Values of layer i are called `l<i>_<name>`; its caches are the inputs `past_key_<i>`, `past_value_<i>` and
@@ -37,26 +37,32 @@ class Block:
     includes_shared: bool = False
 
 
-def join(segments: Sequence[bytes], blocks: Sequence[Block | None]) -> bytes:
-    """One graph of all layers, without the head; `blocks[i]` belongs to layer i, None to a dense one.
+def join(
+    segments: Sequence[bytes], blocks: Sequence[Block | None], *, first: int = 0, ends_in_rows: bool = False
+) -> bytes:
+    """One graph of the layers from `first` on, without the head; `blocks[i]` belongs to layer first + i.
 
-    Inputs are those of segment 0 and every layer's caches; outputs the caches, `residual_out` and `combined_out`
-    float32 [B, S, hidden] for the head, and `scores` float32 [B * S, routed layers * columns] where all blocks have
-    equally many columns.
+    A block is None for a dense layer, and for the last one of a graph that `ends_in_rows`: its experts are elsewhere.
+
+    Inputs are those of the first segment and every layer's caches; outputs the caches, `residual_out` float32
+    [B, S, hidden], beside it `rows` for the experts elsewhere or else `combined_out`, of the same shape, and `scores`
+    float32 [B * S, blocks * columns] where all blocks have equally many columns.
     """
-    joined = _Joined()
-    for index, (data, block) in enumerate(zip(segments, blocks, strict=True)):
+    assert not ends_in_rows or blocks[-1] is None, "a layer has its experts here or elsewhere"
+    joined = _Joined(first)
+    for at, (data, block) in enumerate(zip(segments, blocks, strict=True)):
         graph = onnx.load_model_from_string(data).graph
         if block is not None and block.includes_shared:
             _leave_out_shared(graph)
-        joined.segment(index, graph, dense_before=index > 0 and not blocks[index - 1])
+        joined.segment(first + at, graph, dense_before=at > 0 and blocks[at - 1] is None)
         if block is not None:
-            joined.block(index, block)
-    return joined.serialise(len(segments) - 1, bool(blocks[-1]))
+            joined.block(first + at, block)
+    return joined.serialise(first + len(segments) - 1, None if ends_in_rows else bool(blocks[-1]))
 
 
 class _Joined:
-    def __init__(self) -> None:
+    def __init__(self, first: int) -> None:
+        self._first = first
         self._nodes: list[NodeProto] = []
         self._inputs: dict[str, ValueInfoProto] = {}
         self._outputs: list[ValueInfoProto] = []
@@ -65,12 +71,12 @@ class _Joined:
         self._residual: list[int | str | None] = []
 
     def segment(self, index: int, graph: onnx.GraphProto, *, dense_before: bool) -> None:
-        names = _Names(index)
+        names = self._names(index)
         if dense_before:  # nothing was routed: what the segment adds is zero
             self._nodes.append(_zeros_like(names.previous("residual_out"), names.previous("combined")))
         for value in graph.input:
             name = names(value.name)
-            if value.name in SHARED or value.name in CACHES:
+            if value.name in SHARED or value.name in CACHES or index == self._first:
                 self._inputs.setdefault(name, _renamed(value, name))
         for value in graph.output:
             if value.name in CACHES:
@@ -80,16 +86,18 @@ class _Joined:
         self._take(graph.node, graph.initializer, names)
 
     def block(self, index: int, block: Block) -> None:
-        names = _Names(index)
+        names = self._names(index)
         self._take(block.nodes, block.initialisers, names)
         self._scores.append((names(block.scores), block.columns))
 
-    def serialise(self, last: int, last_is_routed: bool) -> bytes:
-        names = _Names(last + 1)
-        if not last_is_routed:
+    def serialise(self, last: int, last_is_routed: bool | None) -> bytes:
+        """`last_is_routed` is None where the experts of the last layer are elsewhere."""
+        names = self._names(last + 1)
+        if last_is_routed is False:
             self._nodes.append(_zeros_like(names.previous("residual_out"), names.previous("combined")))
-        for source, name in (("residual", "residual_out"), ("combined", "combined_out")):
-            self._nodes.append(helper.make_node("Identity", [names(source)], [name]))
+        beside = ("rows", "rows") if last_is_routed is None else ("combined", "combined_out")
+        for source, name in (("residual_out", "residual_out"), beside):
+            self._nodes.append(helper.make_node("Identity", [names.previous(source)], [name]))
             self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, self._residual))
         if len({columns for _, columns in self._scores}) == 1:
             self._gather_scores(self._scores[0][1])
@@ -98,6 +106,9 @@ class _Joined:
             graph, opset_imports=list(_OPSETS), ir_version=_IR_VERSION, producer_name="expertmesh"
         )
         return bytes(model.SerializeToString())
+
+    def _names(self, index: int) -> _Names:
+        return _Names(index, begins=index == self._first)
 
     def _gather_scores(self, columns: int) -> None:
         names = [name for name, _ in self._scores]
@@ -121,16 +132,16 @@ class _Joined:
 
 
 class _Names:
-    """Names of one layer's values in the joined graph."""
+    """Names of one layer's values in the joined graph; a layer that `begins` it takes what comes from outside."""
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, *, begins: bool) -> None:
         self._index = index
         self._known: Mapping[str, str] = {
             **{name: f"{name}_{index}" for name in CACHES},
             **{name: name for name in SHARED},
             "": "",
-            "residual": self.previous("residual_out"),
-            "combined": self.previous("combined") if index else "combined",
+            "residual": "residual" if begins else self.previous("residual_out"),
+            "combined": "combined" if begins else self.previous("combined"),
         }
 
     def __call__(self, name: str) -> str:

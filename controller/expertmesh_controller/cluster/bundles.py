@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from expertmesh_api.v1 import routes_pb2
+from expertmesh_controller.cluster.local_layers import ALL
 
 __all__ = ["Bundles", "LeavingModel", "Offer", "ServedBundle"]
 
@@ -20,6 +21,7 @@ class ServedBundle:
     manifest_digest: str
     manifest_bytes: int
     numerics: str = "exact"
+    local_layers: str = ALL
 
     def to_proto(self) -> routes_pb2.ServedBundle:
         return routes_pb2.ServedBundle(
@@ -28,12 +30,14 @@ class ServedBundle:
             manifest_digest=self.manifest_digest,
             manifest_bytes=self.manifest_bytes,
             numerics=self.numerics,
+            local_layers=self.local_layers,
         )
 
     @staticmethod
     def from_proto(message: routes_pb2.ServedBundle) -> ServedBundle:
         size, numerics = message.manifest_bytes, message.numerics or "exact"
-        return ServedBundle(message.model, message.precision, message.manifest_digest, size, numerics)
+        digest, local = message.manifest_digest, message.local_layers
+        return ServedBundle(message.model, message.precision, digest, size, numerics, local)
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from expertmesh_common.bundle.manifest import PRECISIONS, Numerics, Precision
 from expertmesh_common.errors import InvalidInput
+from expertmesh_controller.cluster.local_layers import ALL, checked_ranges
 
 __all__ = ["NUMERICS", "PRECISIONS", "ModelSpec", "SlaTarget", "checked"]
 
@@ -37,7 +38,7 @@ class ModelSpec:
     """A bundle to serve under `name`, everything at `precision`.
 
     `budget_share` is the most that its experts may take of all workers' budgets; `slots` answers run at once. With
-    numerics `fast` every gateway holds the whole model as one graph, and workers none of it.
+    numerics `fast` every gateway holds the experts of `local_layers` in its own graphs, and workers none of these.
     """
 
     name: str
@@ -47,6 +48,8 @@ class ModelSpec:
     budget_share: float = 1.0
     sla: SlaTarget = field(default_factory=SlaTarget)
     numerics: Numerics = "exact"
+    local_layers: str = ALL
+    """Ranges such as `0,3,8-11`."""
 
     def to_document(self) -> dict[str, Any]:
         """As a JSON value."""
@@ -64,7 +67,7 @@ class ModelSpec:
 
 
 def checked(spec: ModelSpec) -> ModelSpec:
-    """The same spec.
+    """The same spec, `local_layers` without what does not matter.
 
     Raises:
         InvalidInput: a field is out of range; the message names it.
@@ -87,4 +90,4 @@ def checked(spec: ModelSpec) -> ModelSpec:
             raise InvalidInput(f"sla.{name} is {value:g}: expected 0 or more")
     if sla.max_instances and sla.max_instances < sla.min_instances:
         raise InvalidInput(f"sla.max_instances is {sla.max_instances}, less than sla.min_instances {sla.min_instances}")
-    return spec
+    return replace(spec, local_layers=checked_ranges(spec.local_layers, spec.numerics))

@@ -64,4 +64,4 @@ def offered(model: ServedModel) -> ServedBundle:
     """What a gateway is told about a model."""
     manifest = model.bundle.folder / MANIFEST_NAME
     size = manifest.stat().st_size
-    return ServedBundle(model.name, model.precision, file_digest(manifest), size, model.numerics)
+    return ServedBundle(model.name, model.precision, file_digest(manifest), size, model.numerics, model.local_layers)

@@ -1,4 +1,4 @@
-"""What the cluster has to hold: every routed expert of every served model, at its precision."""
+"""What the workers have to hold: the routed experts of every served model that no gateway holds, at its precision."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from expertmesh_api.v1 import common_pb2, membership_pb2
 from expertmesh_common.bundle.blobs import Bundle
-from expertmesh_common.bundle.manifest import Numerics, Precision
+from expertmesh_common.bundle.manifest import Layer, Numerics, Precision
 from expertmesh_common.errors import InvalidInput
+from expertmesh_controller.cluster.local_layers import ALL, held_layers
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -45,6 +46,13 @@ class ServedModel:
     precision: Precision
     limits: ModelLimits = field(default_factory=ModelLimits)
     numerics: Numerics = "exact"
+    local_layers: str = ALL
+
+    @property
+    def on_workers(self) -> tuple[Layer, ...]:
+        """The layers whose experts no gateway holds itself."""
+        held = held_layers(self.bundle.manifest, self.numerics, self.local_layers)
+        return tuple(layer for layer in self.bundle.manifest.layers if layer.index not in held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +85,7 @@ Catalogue = Mapping[ExpertKey, CatalogueEntry]
 
 
 def catalogue_of(models: Iterable[ServedModel]) -> dict[ExpertKey, CatalogueEntry]:
-    """Every expert of `models`, in order.
+    """Every expert of `models` that workers hold, in order.
 
     Raises:
         InvalidInput: two models share a name, or a bundle lacks the precision.
@@ -99,9 +107,7 @@ def _entries(model: ServedModel) -> dict[ExpertKey, CatalogueEntry]:
             f"bundle {manifest.name!r} has no {model.precision} experts; it has {', '.join(manifest.precisions)}"
         )
     entries: dict[ExpertKey, CatalogueEntry] = {}
-    if model.numerics == "fast":  # its gateways hold it whole
-        return entries
-    for layer in manifest.layers:
+    for layer in model.on_workers:
         for expert in layer.experts:
             blob = expert.blobs[model.precision]
             key = ExpertKey(model.name, layer.index, expert.index, model.precision)

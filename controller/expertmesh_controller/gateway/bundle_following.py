@@ -125,7 +125,14 @@ class BundleFollower:
 
     async def _load(self, bundle: ServedBundle) -> None:
         files = await self._source.bundle(bundle)
-        spec = ModelSpec(bundle.model, files.folder, precision_of(bundle), self._slots, numerics=numerics_of(bundle))
+        spec = ModelSpec(
+            bundle.model,
+            files.folder,
+            precision_of(bundle),
+            self._slots,
+            numerics=numerics_of(bundle),
+            local_layers=bundle.local_layers,
+        )
         loaded = await self._host.load(spec, files)
         await self._host.start(loaded)
         self._running[bundle.model] = bundle

@@ -17,6 +17,7 @@ from expertmesh_common.bundle.blobs import BlobStore, Bundle, file_digest
 from expertmesh_common.bundle.manifest import MANIFEST_NAME, Blob, Manifest, Numerics, Precision, parse_manifest
 from expertmesh_common.errors import CorruptData, InvalidInput, MeshError, NotHere, Unavailable
 from expertmesh_controller.cluster.bundles import ServedBundle
+from expertmesh_controller.cluster.local_layers import ALL, held_layers
 from expertmesh_controller.cluster.models import NUMERICS, PRECISIONS
 
 __all__ = ["BundleCache", "gateway_blobs", "numerics_of", "precision_of"]
@@ -57,7 +58,7 @@ class BundleCache:
         folder = self._root / wanted.manifest_digest
         data = await self._manifest(wanted)
         manifest = parse_manifest(data.decode(errors="replace"), f"the manifest of {wanted.model}")
-        blobs = tuple(gateway_blobs(manifest, precision_of(wanted), wanted.numerics))
+        blobs = tuple(gateway_blobs(manifest, precision_of(wanted), wanted.numerics, wanted.local_layers))
         store = BlobStore(folder / "blobs")
         store.folder.mkdir(parents=True, exist_ok=True)
         for blob in blobs:
@@ -110,22 +111,25 @@ class BundleCache:
             call.cancel()
 
 
-def gateway_blobs(manifest: Manifest, precision: Precision, numerics: str = "exact") -> Iterator[Blob]:
-    """Every blob that a gateway reads: trunk segments, gates, tokenizer and chat template; for `fast` experts as well.
+def gateway_blobs(
+    manifest: Manifest, precision: Precision, numerics: str = "exact", local_layers: str = ALL
+) -> Iterator[Blob]:
+    """Every blob that a gateway reads: trunk segments, gates, tokenizer and chat template, and the experts it holds.
 
     Raises:
-        InvalidInput: the bundle has no such precision.
+        InvalidInput: the bundle has no such precision, or no such layers.
 
     """
     if precision not in manifest.precisions:
         raise InvalidInput(f"model {manifest.name} has no precision {precision}: {', '.join(manifest.precisions)}")
+    held = held_layers(manifest, numerics, local_layers)
     for segment in manifest.trunk.segments:
         yield segment.graphs[precision].graph
         yield segment.graphs[precision].weights
     for layer in manifest.layers:
         if layer.gate is not None:
             yield layer.gate.weights
-        if numerics == "fast":
+        if layer.index in held:
             yield from (expert.blobs[precision] for expert in layer.experts)
     yield manifest.tokenizer.vocabulary
     if manifest.tokenizer.chat_template is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from expertmesh_common.clock import Clock
@@ -44,10 +44,23 @@ class Plane(Experts, Protocol):
 
 
 class RouteFollower:
-    """Serving goes on with the last table while the control loop cannot be reached."""
+    """Serving goes on with the last table while the control loop cannot be reached.
 
-    def __init__(self, routes: Routes, plane: Plane, clock: Clock, gateway_id: str, model: str) -> None:
+    `rows` says how many rows went through each (layer, index); None asks the plane.
+    """
+
+    def __init__(
+        self,
+        routes: Routes,
+        plane: Plane,
+        clock: Clock,
+        gateway_id: str,
+        model: str,
+        *,
+        rows: Callable[[], Mapping[tuple[int, int], int]] | None = None,
+    ) -> None:
         self._routes, self._plane, self._clock = routes, plane, clock
+        self._rows = rows
         self._gateway_id, self._model = gateway_id, model
         self._reported: Mapping[tuple[int, int], int] = {}
         self.table = RouteTable()
@@ -74,7 +87,7 @@ class RouteFollower:
 
     def _next_report(self, tally: Tally) -> GatewayReport:
         arrivals, histogram = tally.take()
-        rows = dict(self._plane.counters.rows())
+        rows = dict(self._plane.counters.rows() if self._rows is None else self._rows())
         grown = {at: count - self._reported.get(at, 0) for at, count in rows.items()}
         self._reported = rows
         return GatewayReport(

@@ -12,12 +12,12 @@ import grpc.aio
 from expertmesh_common.bundle.blobs import Bundle, file_digest
 from expertmesh_common.bundle.manifest import MANIFEST_NAME, Precision
 from expertmesh_common.clock import Clock, SystemClock
+from expertmesh_controller.cluster.local_layers import stops_of
 from expertmesh_controller.cluster.routes import InstanceRoute, Routes
 from expertmesh_controller.gateway.batching.engine import Engine
 from expertmesh_controller.gateway.batching.forward import Forward
 from expertmesh_controller.gateway.doors import add_services
 from expertmesh_controller.gateway.following import Plane, RouteFollower
-from expertmesh_controller.gateway.fused_model import FusedModel
 from expertmesh_controller.gateway.gating.explaining_text import TextExplainer
 from expertmesh_controller.gateway.gating.gate import load_gates
 from expertmesh_controller.gateway.latencies import Latencies
@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 class Gateway:
     """Serves one bundle at one precision under `name`, by default the bundle's own.
+
+    `held` are the layers whose experts its own graphs compute: those with numerics `fast`, None for `exact`.
 
     Loading happens in the constructor, which may run in any thread; whoever made the plane closes it.
 
@@ -57,15 +59,15 @@ class Gateway:
         name: str = "",
         sla_window_s: float = 60.0,
         spans: DispatchSpans | None = None,
-        fused: FusedModel | None = None,
+        held: frozenset[int] | None = None,
     ) -> None:
-        self._fused = fused
+        self._held = held
         self.name = name or bundle.manifest.name
         self.settings = settings or GatewaySettings()
         self._bundle, self._precision, clock = bundle, precision, clock or SystemClock()
         self._codec = TextCodec(bundle)
-        self.engine = self._make_engine(plane, clock, spans)
-        self._follower = RouteFollower(routes, plane, clock, gateway_id, self.name)
+        self._plane, self._forward, self.engine = plane, *self._make_engine(plane, clock, spans)
+        self._follower = RouteFollower(routes, plane, clock, gateway_id, self.name, rows=self.rows)
         served = self._served()
         self.inference = ModelAnswers(
             self.engine,
@@ -90,11 +92,15 @@ class Gateway:
 
     @property
     def uncovered(self) -> int:
-        """Experts without one. Any thread may ask. A fused model holds them all."""
-        if self._fused is not None:
-            return 0
-        held = {i.at for i in self._instances()}
-        return sum((layer.index, e.index) not in held for layer in self._bundle.manifest.layers for e in layer.experts)
+        """Experts without one, apart from those that it holds itself. Any thread may ask."""
+        found, own = {i.at for i in self._instances()}, self._held or ()
+        layers = [layer for layer in self._bundle.manifest.layers if layer.index not in own]
+        return sum((layer.index, e.index) not in found for layer in layers for e in layer.experts)
+
+    def rows(self) -> dict[tuple[int, int], int]:
+        """(layer, index) -> rows that went through that expert since the start, here or elsewhere. For any thread."""
+        picks = self._forward.picks
+        return {**self._plane.counters.rows(), **({} if picks is None else picks.rows())}
 
     def holders(self, layer: int) -> Mapping[int, list[str]]:
         """Expert index -> the workers that hold it now, as far as this gateway was told."""
@@ -124,20 +130,20 @@ class Gateway:
         self._tasks.clear()
         await self.engine.stop()
 
-    def _make_engine(self, plane: Plane, clock: Clock, spans: DispatchSpans | None) -> Engine:
-        settings, manifest, fused = self.settings, self._bundle.manifest, self._fused
-        if fused is not None:
-            return Engine(fused.trunk, fused.forward, clock, settings.queue_limit, settings.reader_patience_s)
+    def _make_engine(self, plane: Plane, clock: Clock, spans: DispatchSpans | None) -> tuple[Forward, Engine]:
+        settings, manifest = self.settings, self._bundle.manifest
         trunk = LocalTrunk(
             self._bundle,
             self._precision,
+            stops=None if self._held is None else stops_of(manifest, self._held),
             slots=settings.slots,
             context_tokens=min(settings.context_tokens, manifest.trunk.context_tokens),
             chunk_tokens=settings.prefill_chunk_tokens,
             threads=settings.threads,
         )
         forward = Forward(trunk, spans or plane, manifest.layers, settings.patience_s)
-        return Engine(trunk, forward, clock, settings.queue_limit, settings.reader_patience_s, spans=spans)
+        engine = Engine(trunk, forward, clock, settings.queue_limit, settings.reader_patience_s, spans=spans)
+        return forward, engine
 
     def _served(self) -> ServedFacts:
         manifest = self._bundle.manifest
@@ -148,7 +154,7 @@ class Gateway:
             vocabulary=manifest.trunk.vocabulary,
             context_tokens=min(self.settings.context_tokens, manifest.trunk.context_tokens),
             bundle_digest=file_digest(self._bundle.folder / MANIFEST_NAME),
-            numerics="exact" if self._fused is None else "fast",
+            numerics="exact" if self._held is None else "fast",
         )
 
     def _instances(self) -> list[InstanceRoute]:

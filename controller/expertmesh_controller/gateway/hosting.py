@@ -16,12 +16,12 @@ from expertmesh_common.clock import Clock, SystemClock
 from expertmesh_common.huge_pages import collapse
 from expertmesh_common.observability.tracing import Tracing
 from expertmesh_common.security import Security
+from expertmesh_controller.cluster.local_layers import held_layers
 from expertmesh_controller.cluster.models import ModelSpec
 from expertmesh_controller.cluster.routes import Routes
 from expertmesh_controller.gateway.dispatch.links.opening import Caller, Transport
 from expertmesh_controller.gateway.dispatch.links.pool import LinkPool
 from expertmesh_controller.gateway.dispatch.plane import ExpertPlane
-from expertmesh_controller.gateway.fused_model import FusedPlane, load_fused
 from expertmesh_controller.gateway.gateway import Gateway
 from expertmesh_controller.gateway.gating.gate import load_gates
 from expertmesh_controller.gateway.latencies import Seen
@@ -55,7 +55,7 @@ class LoadedModel:
     """A model in memory, not serving yet. Whoever has it starts it or closes it."""
 
     gateway: Gateway
-    plane: ExpertPlane | FusedPlane
+    plane: ExpertPlane
     pool: LinkPool
 
     async def close(self) -> None:
@@ -82,10 +82,11 @@ class ModelHost:
         return dict(self._running)
 
     async def load(self, spec: ModelSpec, bundle: Bundle) -> LoadedModel:
-        """Load trunk, tokenizer and gates beside the event loop.
+        """Load trunk, tokenizer and gates beside the event loop, and the experts that the gateway holds itself.
 
         Raises:
-            InvalidInput: the bundle lacks the precision, or has less context than asked for.
+            InvalidInput: the bundle lacks the precision, has less context than asked for, or layers that are to be
+                held have no fused form.
             NotHere, CorruptData: a blob is missing or not what its digest says.
 
         """
@@ -142,8 +143,6 @@ class ModelHost:
 
 
 def _load(spec: ModelSpec, bundle: Bundle, around: Surroundings) -> LoadedModel:
-    if spec.numerics == "fast":
-        return _load_fused(spec, bundle, around)
     manifest = bundle.manifest
     settings = around.settings.model_copy(update={"slots": spec.slots})
     # Every model has links of its own: two engines' frames on one link would wait for each other.
@@ -160,31 +159,13 @@ def _load(spec: ModelSpec, bundle: Bundle, around: Surroundings) -> LoadedModel:
             gateway_id=f"{around.gateway_id}/{spec.name}",
             name=spec.name,
             sla_window_s=spec.sla.window_s,
+            held=held_layers(manifest, spec.numerics, spec.local_layers) if spec.numerics == "fast" else None,
             spans=None if around.tracing is None else DispatchSpans(plane, pool.totals, around.tracing),
         )
     except BaseException:
         plane.close()
         raise
     return LoadedModel(gateway, plane, pool)
-
-
-def _load_fused(spec: ModelSpec, bundle: Bundle, around: Surroundings) -> LoadedModel:
-    settings = around.settings.model_copy(update={"slots": spec.slots})
-    fused = load_fused(bundle, spec.precision, settings)
-    plane = FusedPlane(fused.forward.picks)
-    gateway = Gateway(
-        bundle,
-        spec.precision,
-        around.routes,
-        plane,
-        settings,
-        clock=around.clock,
-        gateway_id=f"{around.gateway_id}/{spec.name}",
-        name=spec.name,
-        sla_window_s=spec.sla.window_s,
-        fused=fused,
-    )
-    return LoadedModel(gateway, plane, _links(around))
 
 
 def _links(around: Surroundings) -> LinkPool:

@@ -11,6 +11,7 @@ from expertmesh.local_access import home_folder
 from expertmesh_common.access.tokens import new_token, split_token
 from expertmesh_common.bundle.manifest import PRECISIONS, Numerics, Precision
 from expertmesh_common.errors import InvalidInput
+from expertmesh_controller.cluster.local_layers import checked_ranges
 from expertmesh_controller.cluster.models import NUMERICS
 from expertmesh_controller.local.gateways import further_doors, further_listens
 from expertmesh_controller.local.local_model import find_bundles
@@ -43,6 +44,7 @@ class UpFlags:
     gateway_options: tuple[str, ...] = ()
     jobs: str = "on"
     numerics: str = "exact"
+    local_layers: str = ""
     worker_options: tuple[str, ...] = ()
 
 
@@ -62,6 +64,7 @@ def up_request(flags: UpFlags, runtime_folder: Path) -> UpRequest:
     _one_of("--numerics", flags.numerics, NUMERICS)
     if not flags.workers and flags.numerics != "fast":
         raise InvalidInput("--workers 0: experts need workers, unless --numerics fast keeps them in the gateway")
+    local_layers = _local_layers(flags)
     listen = _with_port(flags.listen)
     logs = flags.logs or runtime_folder
     logs.mkdir(parents=True, exist_ok=True)
@@ -97,7 +100,15 @@ def up_request(flags: UpFlags, runtime_folder: Path) -> UpRequest:
         gateway_options=flags.gateway_options,
         worker_options=flags.worker_options,
         numerics=cast("Numerics", flags.numerics),
+        local_layers=local_layers,
     )
+
+
+def _local_layers(flags: UpFlags) -> str:
+    try:
+        return checked_ranges(flags.local_layers, flags.numerics)
+    except InvalidInput as error:
+        raise InvalidInput(f"--local-layers: {error}") from None
 
 
 def _known_to_gateways(token: str | None, gateways: int) -> None:

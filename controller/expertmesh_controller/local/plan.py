@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from expertmesh_common.bundle.manifest import Numerics, Precision
+from expertmesh_common.bundle.manifest import Manifest, Numerics, Precision
 from expertmesh_common.errors import InvalidInput
+from expertmesh_controller.cluster.local_layers import ALL, held_layers
 from expertmesh_controller.local.children import ChildSpec
 from expertmesh_controller.local.gateways import dialled, gateway_arguments
 from expertmesh_controller.local.local_model import LocalModel, model_arguments
@@ -50,6 +51,7 @@ class UpRequest:
     gateway_doors: tuple[str | None, ...] = ()
     """Where those of the further gateways listen, one for each."""
     numerics: Numerics = "exact"
+    local_layers: str = ALL
 
     @property
     def dial_address(self) -> str:
@@ -70,15 +72,18 @@ class UpRequest:
 
 
 def budget_bytes(models: Sequence[LocalModel], request: UpRequest) -> int:
-    """Each worker's budget: its share of one copy of every expert of every model.
+    """Each worker's budget: its share of one copy of every expert of every model that no gateway holds itself.
+
+    Where gateways hold all of them, workers are for models that come later: shares are of every expert then.
 
     Raises:
-        InvalidInput: all budgets together do not hold one copy of every expert.
+        InvalidInput: all budgets together do not hold one copy of every expert, or a model has no such local layers.
 
     """
-    all_bytes = sum(model.manifest.expert_bytes(request.precision) for model in models)
-    if request.numerics == "fast":
-        return math.ceil(all_bytes * request.budget_share)
+    every = sum(model.manifest.expert_bytes(request.precision) for model in models)
+    all_bytes = sum(_worker_bytes(model.manifest, request) for model in models)
+    if not all_bytes:
+        return math.ceil(every * request.budget_share)
     if request.workers * request.budget_share < 1:
         share = request.workers * request.budget_share
         raise InvalidInput(
@@ -87,6 +92,12 @@ def budget_bytes(models: Sequence[LocalModel], request: UpRequest) -> int:
             "--budget-share"
         )
     return math.ceil(all_bytes * request.budget_share)
+
+
+def _worker_bytes(manifest: Manifest, request: UpRequest) -> int:
+    held = held_layers(manifest, request.numerics, request.local_layers)
+    layers = [layer for layer in manifest.layers if layer.index not in held]
+    return sum(e.blobs[request.precision].resident_bytes for layer in layers for e in layer.experts)
 
 
 def controller_spec(request: UpRequest, environment: Mapping[str, str]) -> ChildSpec:

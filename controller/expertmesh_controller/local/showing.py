@@ -53,7 +53,8 @@ def summarise(console: Console, models: Sequence[LocalModel], request: UpRequest
     several = len(models) > 1
     names = ", ".join(model.name for model in models)
     where = " and ".join(request.dial_addresses)
-    how = request.precision if request.numerics == "exact" else f"{request.precision}, {request.numerics}"
+    where_fast = f" in the gateway for layers {request.local_layers}" if request.local_layers else ""
+    how = request.precision if request.numerics == "exact" else f"{request.precision}, {request.numerics}{where_fast}"
     console.print(f"{names} ({how}) {'are' if several else 'is'} served on {where}")
     if request.gateways:
         console.print(f"  ask any:        export EXPERTMESH_ADDRESS={','.join(request.dial_addresses)}")

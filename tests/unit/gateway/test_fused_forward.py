@@ -1,4 +1,4 @@
-"""A model as one graph under the batch engine: the same tokens, shares and counts as layer by layer."""
+"""Layers in graphs with their experts under the batch engine: the same tokens, shares and counts as layer by layer."""
 
 import numpy as np
 import pytest
@@ -8,13 +8,11 @@ from expertmesh_common.clock import SystemClock
 from expertmesh_common.errors import InvalidInput, Precondition
 from expertmesh_common.graphs.fusing import require_fusable
 from expertmesh_controller.gateway.batching.forward import Forward
-from expertmesh_controller.gateway.batching.fused_forward import FusedForward
 from expertmesh_controller.gateway.batching.jobs import Facts, Job, Picked, Request, Ticket
 from expertmesh_controller.gateway.batching.picks import FOLD_ROWS, picks_of
 from expertmesh_controller.gateway.batching.stepping import Stepper
 from expertmesh_controller.gateway.batching.tally import Tally
 from expertmesh_controller.gateway.trunk.executor import Chunk, Work
-from expertmesh_controller.gateway.trunk.fused import FusedTrunk
 from expertmesh_controller.gateway.trunk.local import LocalTrunk
 from models import tiny_bundle as tiny
 from models.numpy_plane import NumpyPlane
@@ -27,10 +25,14 @@ def bundle(tmp_path_factory) -> Bundle:
     return Bundle(tiny.make_tiny_bundle(tmp_path_factory.mktemp("tiny")))
 
 
-@pytest.fixture
-def fused(bundle: Bundle) -> tuple[FusedTrunk, FusedForward]:
-    trunk = FusedTrunk(bundle, "fp32", **SIZES)
-    return trunk, FusedForward(trunk, bundle.manifest.layers)
+def forward_of(bundle: Bundle, **stops) -> tuple[LocalTrunk, Forward]:
+    trunk = LocalTrunk(bundle, "fp32", **stops, **SIZES)
+    return trunk, Forward(trunk, NumpyPlane(bundle), bundle.manifest.layers, 10.0)
+
+
+@pytest.fixture(params=[(), (1,), (0, 2), (2,)], ids=str)
+def fused(request, bundle: Bundle) -> tuple[LocalTrunk, Forward]:
+    return forward_of(bundle, stops=request.param)
 
 
 def a_prompt(slot: int = 0) -> Work:
@@ -54,21 +56,23 @@ def test_requests_of_a_batch_get_the_tokens_of_the_oracle(bundle, fused) -> None
 
 
 def test_shares_and_counts_are_those_of_the_layered_way(bundle, fused) -> None:
-    _, forward = fused
-    plane, layers = NumpyPlane(bundle), bundle.manifest.layers
-    layered = Forward(LocalTrunk(bundle, "fp32", **SIZES), plane, layers, 10.0)
-    layered.run(a_prompt(), 1e9)
-    forward.run(a_prompt(), 1e9)
+    trunk, forward = fused
+    layered, whole, layers = forward_of(bundle)[1], forward_of(bundle, stops=())[1], bundle.manifest.layers
+    for each in (layered, whole, forward):
+        each.run(a_prompt(), 1e9)
     np.testing.assert_allclose(forward.active, layered.active, rtol=1e-12)
     assert len(set(forward.active)) > 1, "rows that all pick alike would show nothing"
-    routed = forward.active * 3 * layers[0].total_width - 3 * tiny.SHARED_WIDTH
-    assert sum(forward.picks.rows().values()) * tiny.EXPERT_WIDTH == pytest.approx(routed.sum())
+    assert layered.picks is None
+    rows = whole.picks.rows()
+    assert forward.picks.rows() == {at: count for at, count in rows.items() if at[0] not in trunk.stops}
+    routed = layered.active * 3 * layers[0].total_width - 3 * tiny.SHARED_WIDTH
+    assert sum(rows.values()) * tiny.EXPERT_WIDTH == pytest.approx(routed.sum())
 
 
 def test_the_rows_of_a_top_k_gate_are_counted_exactly_however_they_come_together(bundle) -> None:
     gate = bundle.manifest.layers[0].gate.model_copy(update={"picker": "top_k", "max_k": 2})
     layers = [layer.model_copy(update={"gate": gate}) for layer in bundle.manifest.layers]
-    picks, random = picks_of(layers), np.random.default_rng(1)
+    picks, random = picks_of(layers, range(3)), np.random.default_rng(1)
     scores = random.standard_normal((FOLD_ROWS + 50, 3, 5)).astype(np.float32)
     shares = np.concatenate([picks.take(part) for part in np.array_split(scores, 40)])
     best = np.argsort(-scores[:, :, : tiny.EXPERTS], axis=2)[:, :, :2]
@@ -77,12 +81,12 @@ def test_the_rows_of_a_top_k_gate_are_counted_exactly_however_they_come_together
     }
     assert picks.rows() == want
     assert picks.rows() == want, "asking counts nothing twice"
-    np.testing.assert_allclose(shares, (tiny.SHARED_WIDTH + 2 * tiny.EXPERT_WIDTH) / layers[0].total_width)
+    np.testing.assert_allclose(shares, 2 * tiny.EXPERT_WIDTH / layers[0].total_width)
 
 
 def test_whoever_asks_while_waiting_rows_are_counted_misses_none(bundle, monkeypatch) -> None:
     gate = bundle.manifest.layers[0].gate.model_copy(update={"picker": "top_k", "max_k": 1})
-    picks = picks_of([bundle.manifest.layers[0].model_copy(update={"gate": gate})])
+    picks = picks_of([bundle.manifest.layers[0].model_copy(update={"gate": gate})], {0})
     count, asked = picks._count, []
 
     def counted(waiting):
@@ -104,6 +108,7 @@ def test_a_model_without_a_fused_form_is_refused_with_the_layer(bundle) -> None:
     changed = bundle.manifest.model_copy(update={"layers": tuple(layers)})
     with pytest.raises(InvalidInput, match="layer 1 has no fused form"):
         require_fusable(changed, "fp32")
+    require_fusable(changed, "fp32", {0, 2})
 
 
 def test_rows_between_layers_cannot_be_shown(fused) -> None:

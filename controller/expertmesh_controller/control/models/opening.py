@@ -9,6 +9,7 @@ from expertmesh_common.bundle.blobs import Bundle, file_digest
 from expertmesh_common.bundle.manifest import MANIFEST_NAME, Blob
 from expertmesh_common.errors import CorruptData, InvalidInput, NotHere, Precondition
 from expertmesh_common.graphs.fusing import require_fusable
+from expertmesh_controller.cluster.local_layers import held_layers, spelled
 from expertmesh_controller.cluster.models import ModelSpec, checked
 from expertmesh_controller.control.catalogue import ModelLimits, ServedModel
 from expertmesh_controller.control.view import View
@@ -25,7 +26,8 @@ class OpenedModel:
     @property
     def served(self) -> ServedModel:
         limits = ModelLimits(self.spec.budget_share, self.spec.sla.max_instances)
-        return ServedModel(self.spec.name, self.bundle, self.spec.precision, limits, self.spec.numerics)
+        spec = self.spec
+        return ServedModel(spec.name, self.bundle, spec.precision, limits, spec.numerics, spec.local_layers)
 
     @property
     def experts(self) -> int:
@@ -34,9 +36,8 @@ class OpenedModel:
     @property
     def expert_bytes(self) -> int:
         """Resident bytes of one copy of every expert on workers."""
-        if self.spec.numerics == "fast":
-            return 0
-        return self.bundle.manifest.expert_bytes(self.spec.precision)
+        layers = self.served.on_workers
+        return sum(e.blobs[self.spec.precision].resident_bytes for layer in layers for e in layer.experts)
 
 
 def open_model(spec: ModelSpec) -> OpenedModel:
@@ -45,7 +46,7 @@ def open_model(spec: ModelSpec) -> OpenedModel:
     Experts are looked for and measured here; every byte is verified where it is loaded.
 
     Raises:
-        InvalidInput: a field of the spec is wrong, or the bundle has no such precision.
+        InvalidInput: a field of the spec is wrong, or the bundle has no such precision or layers.
         NotHere: there is no bundle, or a blob of an expert is missing.
         CorruptData: a blob of an expert has another size.
 
@@ -57,7 +58,9 @@ def open_model(spec: ModelSpec) -> OpenedModel:
         allowed = ", ".join(manifest.precisions)
         raise InvalidInput(f"model {named.name} has no precision {named.precision}; allowed are {allowed}")
     if named.numerics == "fast":
-        require_fusable(manifest, named.precision)
+        held = held_layers(manifest, named.numerics, named.local_layers)
+        require_fusable(manifest, named.precision, held)
+        named = replace(named, local_layers=spelled(manifest, held))
     for what, blob in _expert_blobs(bundle, named):
         _check_size(bundle, what, blob)
     return OpenedModel(named, bundle, file_digest(spec.path / MANIFEST_NAME))

@@ -9,6 +9,7 @@ from typing import cast
 from expertmesh_api.v1 import operations_pb2
 from expertmesh_common.bundle.manifest import Numerics, Precision
 from expertmesh_common.errors import InvalidInput
+from expertmesh_controller.cluster.local_layers import ALL
 from expertmesh_controller.cluster.models import ModelSpec, SlaTarget
 from expertmesh_controller.control.models.keeping import ModelKeeper
 from expertmesh_controller.control.models.kept import Kept
@@ -26,10 +27,12 @@ class ModelOperations:
         default_precision: Precision = "fp32",
         default_slots: int = 16,
         default_numerics: Numerics = "exact",
+        default_local_layers: str = ALL,
     ) -> None:
         self._keeper = keeper
         self._default_precision: Precision = default_precision
         self._default_numerics: Numerics = default_numerics
+        self._default_local_layers = default_local_layers
         self._default_slots = default_slots
 
     def list_served(self, view: View) -> operations_pb2.ListServedResponse:
@@ -70,6 +73,7 @@ class ModelOperations:
             request.budget_share or 1.0,
             _sla(request.sla) if request.HasField("sla") else SlaTarget(),
             cast("Numerics", request.numerics or self._default_numerics),
+            request.local_layers or (ALL if request.numerics else self._default_local_layers),
         )
 
     def _status(self, kept: Kept, view: View) -> operations_pb2.ModelStatus:
@@ -77,7 +81,8 @@ class ModelOperations:
         seen = self._keeper.seen(name)
         routed = [i for i in view.table.instances if i.model == name]
         sizes = {(k.layer, k.index): e.resident_bytes for k, e in view.catalogue.items() if k.model == name}
-        covered = spec.numerics == "fast" or (bool(sizes) and not view.uncovered(name))
+        whole = spec.numerics == "fast" and spec.local_layers == ALL
+        covered = whole or (bool(sizes) and not view.uncovered(name))
         return operations_pb2.ModelStatus(
             name=name,
             path=str(spec.path),
@@ -96,6 +101,7 @@ class ModelOperations:
             error=kept.error,
             slots=spec.slots,
             numerics=spec.numerics,
+            local_layers=spec.local_layers,
         )
 
 

@@ -13,7 +13,7 @@ from expertmesh_common.clock import Clock
 from expertmesh_common.errors import Exhausted, Unavailable
 from expertmesh_common.observability.request_context import current_span
 from expertmesh_controller.gateway.batching.admission import AdmissionLimits, Newcomer, RefusalReason, refusal
-from expertmesh_controller.gateway.batching.forward import Steps
+from expertmesh_controller.gateway.batching.forward import Forward
 from expertmesh_controller.gateway.batching.jobs import Ended, Facts, Failed, Job, Request, Scoring, Ticket
 from expertmesh_controller.gateway.batching.outbox import Outbox, Parcel
 from expertmesh_controller.gateway.batching.pace import Pacing
@@ -47,7 +47,7 @@ class Engine:
     def __init__(
         self,
         trunk: Sequences,
-        forward: Steps,
+        forward: Forward,
         clock: Clock,
         queue_limit: int,
         reader_patience_s: float = READER_PATIENCE_S,

@@ -1,4 +1,4 @@
-"""One step through the model: trunk segment, experts, trunk segment, ... head."""
+"""One step through the model: a run of the trunk, experts elsewhere, the next run, ... head."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expertmesh_common.bundle.manifest import Layer
+from expertmesh_common.errors import Precondition
 from expertmesh_common.observability.pulse import Pulse
+from expertmesh_controller.gateway.batching.picks import neuron_shares, picks_of
 from expertmesh_controller.gateway.batching.tapping import ChunkTap
 from expertmesh_controller.gateway.trunk.executor import Floats, TrunkExecutor, Work
 
-__all__ = ["Experts", "Forward", "Steps"]
+__all__ = ["Experts", "Forward"]
 
 
 class Experts(Protocol):
-    """The routed experts, wherever they are."""
+    """The routed experts that the trunk does not hold itself."""
 
     @property
     def last_active(self) -> NDArray[np.int32]:
@@ -37,28 +39,18 @@ class Experts(Protocol):
         ...
 
 
-class Steps(Protocol):
-    """A way to run one step of the whole model."""
-
-    active: NDArray[np.float64]
-    tap: ChunkTap | None
-    pulse: Pulse
-
-    def run(self, work: Work, deadline: float) -> Floats:
-        """Logits float32 [work.logit_rows, vocabulary]; `active` is then the share of neurons of each row."""
-        ...
-
-
 class Forward:
     """Runs steps. A failed step leaves nothing behind that running it again would not write again.
 
     `patience_s` bounds each wait for experts of one layer that nobody serves, so that the caller can look around and
-    try again. It bounds no expert call: a slow board may take until the deadline.
+    try again. It bounds no expert call: a slow board may take until the deadline. `picks` counts rows of the experts
+    that the trunk holds; None if it holds none.
     """
 
     def __init__(self, trunk: TrunkExecutor, experts: Experts, layers: Sequence[Layer], patience_s: float) -> None:
         self._trunk, self._experts, self._patience_s = trunk, experts, patience_s
-        self._neuron_shares = [1.0 / (layer.total_width * len(layers)) for layer in layers]
+        self.picks = picks_of(layers, {layer.index for layer in layers} - set(trunk.stops))
+        self._neuron_shares = neuron_shares(layers)
         self._shared_share = float(np.mean([layer.shared_width / layer.total_width for layer in layers]))
         self.active = np.zeros(0)
         self.tap: ChunkTap | None = None
@@ -69,13 +61,31 @@ class Forward:
 
         Raises:
             Unavailable, DeadlinePassed: from the experts; the step may be run again.
+            Precondition: someone wants to see the rows of all layers, and graphs of several do not show them.
 
         """
+        if self.tap is not None and self.picks is not None:
+            raise Precondition("a model served with numerics `fast` cannot be explained: serve it with `exact`")
+        self.pulse.beat()
         self.active = np.full(work.rows, self._shared_share)
-        combined = self._experts_of(0, self._trunk.begin(work), deadline)
-        for layer in range(1, self._trunk.limits.layers):
-            combined = self._experts_of(layer, self._trunk.advance(layer, combined), deadline)
-        return self._trunk.finish(combined)
+        rows, combined = self._trunk.begin(work), None
+        for layer in self._trunk.stops:
+            if combined is not None:
+                rows = self._trunk.advance(layer, combined)
+            combined = self._experts_of(layer, rows, deadline)
+        logits = self._trunk.finish(combined)
+        self._count_picks()
+        return logits
+
+    def _count_picks(self) -> None:
+        """After the step: one that failed on its way runs again, and counts once."""
+        if self.picks is None:
+            return
+        scores = self._trunk.scores()
+        if scores is None:
+            self.active[:] = 1.0
+        else:
+            self.active += self.picks.take(scores)
 
     def _experts_of(self, layer: int, rows: Floats, deadline: float) -> Floats:
         self.pulse.beat()

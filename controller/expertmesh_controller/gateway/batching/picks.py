@@ -1,4 +1,4 @@
-"""Which experts the gates inside a fused model picked, from the scores it hands out: for counters and shares.
+"""Which experts the gates inside a trunk's graphs picked, from the scores they hand out: for counters and shares.
 
 Decoding must not wait for it: what the shares of a row need is computed at once, the rest when somebody asks or when
 enough has come together for one pass.
@@ -7,7 +7,7 @@ enough has come together for one pass.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,39 +15,43 @@ from numpy.typing import NDArray
 from expertmesh_common.bundle.manifest import Layer
 from expertmesh_controller.gateway.trunk.executor import Floats
 
-__all__ = ["Picks", "picks_of"]
+__all__ = ["Picks", "neuron_shares", "picks_of"]
 
 FOLD_ROWS = 256
 
 
-def picks_of(layers: Sequence[Layer]) -> Picks:
-    """The reader of these layers' scores; all routed layers have gates of one kind."""
-    gates = [layer.gate for layer in layers if layer.gate is not None]
-    return _Thresholds(layers) if gates and gates[0].picker == "threshold" else _TopK(layers)
+def neuron_shares(layers: Sequence[Layer]) -> list[float]:
+    """Of each layer: the share of the model's feed-forward that one of its neurons is; layers weigh alike."""
+    return [1.0 / (layer.total_width * len(layers)) for layer in layers]
+
+
+def picks_of(layers: Sequence[Layer], held: Collection[int]) -> Picks | None:
+    """The reader of the scores of the layers `held`, whose gates are of one kind; None if none of them is routed."""
+    shares = dict(zip((layer.index for layer in layers), neuron_shares(layers), strict=True))
+    routed = [layer for layer in layers if layer.gate is not None and layer.index in held]
+    if not routed:
+        return None
+    widths = [[expert.width * shares[layer.index] for expert in layer.experts] for layer in routed]
+    thresholds = routed[0].gate is not None and routed[0].gate.picker == "threshold"
+    return (_Thresholds if thresholds else _TopK)(routed, np.array(widths, np.float64))
 
 
 class Picks(ABC):
     """Scores come as float32 [rows, routed layers, columns]; experts are the first columns.
 
-    Used by the engine's thread; `rows` may be asked for by any. Nothing leaves the process, so there are no frames.
+    `shares` float64 [routed layers, experts] is what each expert is of the model's feed-forward. Used by the engine's
+    thread; `rows` may be asked for by any.
     """
 
-    frames = 0
-    retried_pairs = 0
-
-    def __init__(self, layers: Sequence[Layer]) -> None:
-        routed = [layer for layer in layers if layer.gate is not None]
+    def __init__(self, routed: Sequence[Layer], shares: NDArray[np.float64]) -> None:
         self.layers = tuple(layer.index for layer in routed)
-        self.experts = len(routed[0].experts) if routed else 0
-        total = sum(layer.total_width for layer in layers)
-        self._shared = sum(layer.shared_width for layer in layers) / total
-        widths = [[expert.width for expert in layer.experts] for layer in routed]
-        self._shares = np.array(widths, np.float64).reshape(len(routed), self.experts) / total
-        self._rows = np.zeros(self._shares.shape, np.int64)
+        self.experts = len(routed[0].experts)
+        self._shares = shares
+        self._rows = np.zeros(shares.shape, np.int64)
 
     @abstractmethod
     def take(self, scores: Floats) -> NDArray[np.float64]:
-        """Count a step; returns the share of feed-forward neurons that each row went through, float64 [rows]."""
+        """Count a step; returns the share of feed-forward neurons that each row's picks are, float64 [rows]."""
 
     def rows(self) -> dict[tuple[int, int], int]:
         """Rows of each (layer, expert) since the start; experts without any are left out."""
@@ -63,26 +67,25 @@ class Picks(ABC):
 
 
 class _Thresholds(Picks):
-    def __init__(self, layers: Sequence[Layer]) -> None:
-        super().__init__(layers)
-        found = [layer.gate.threshold for layer in layers if layer.gate is not None]
+    def __init__(self, routed: Sequence[Layer], shares: NDArray[np.float64]) -> None:
+        super().__init__(routed, shares)
+        found = [layer.gate.threshold for layer in routed if layer.gate is not None]
         self._thresholds = np.array(found, np.float32)[:, np.newaxis]
 
     def take(self, scores: Floats) -> NDArray[np.float64]:
         picked = scores[:, :, : self.experts] >= self._thresholds
         self._rows += picked.sum(axis=0)
         shares: NDArray[np.float64] = picked.reshape(len(picked), -1) @ self._shares.ravel()
-        return shares + self._shared
+        return shares
 
 
 class _TopK(Picks):
     """Every row goes through as many neurons, so scores may wait until there are enough of them."""
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
-        super().__init__(layers)
-        ks = [layer.gate.max_k for layer in layers if layer.gate is not None]
-        self._k = ks[0] if ks else 0
-        self._share = self._shared + self._k * float(self._shares[:, :1].sum())
+    def __init__(self, routed: Sequence[Layer], shares: NDArray[np.float64]) -> None:
+        super().__init__(routed, shares)
+        (self._k,) = {layer.gate.max_k for layer in routed if layer.gate is not None}
+        self._share = self._k * float(shares[:, 0].sum())
         self._waiting_rows = 0
         self._same: dict[int, NDArray[np.float64]] = {}
         # Counted rows and scores that wait are replaced together: whoever asks meanwhile sees no row twice or never.

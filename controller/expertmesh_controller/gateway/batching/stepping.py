@@ -11,7 +11,7 @@ import numpy as np
 
 from expertmesh_common.clock import Clock
 from expertmesh_common.errors import CorruptData, DeadlinePassed, MeshError, Unavailable
-from expertmesh_controller.gateway.batching.forward import Steps
+from expertmesh_controller.gateway.batching.forward import Forward
 from expertmesh_controller.gateway.batching.jobs import Ended, Event, Failed, Job, Reason, Ticket
 from expertmesh_controller.gateway.batching.pace import Pacing
 from expertmesh_controller.gateway.batching.planning import ChunkPlan, StepPlan, advanced, planned
@@ -44,7 +44,7 @@ class Stepper:
     def __init__(
         self,
         trunk: Sequences,
-        forward: Steps,
+        forward: Forward,
         clock: Clock,
         tally: Tally,
         post: Callable[[Ticket, Event | None], None],

@@ -10,9 +10,7 @@ from prometheus_client.core import Metric
 from expertmesh_common.observability.exposition import counter, gauge, histogram
 from expertmesh_controller.gateway.batching.admission import RefusalReason
 from expertmesh_controller.gateway.batching.engine import Engine
-from expertmesh_controller.gateway.batching.picks import Picks
 from expertmesh_controller.gateway.batching.tally import TOKEN_BOUNDS_S, TTFT_BOUNDS_S
-from expertmesh_controller.gateway.dispatch.counters import Counters
 from expertmesh_controller.gateway.dispatch.links.ledger import LinkTotals
 from expertmesh_controller.gateway.observing.answers import AnswerCounts
 
@@ -27,11 +25,12 @@ Samples = list[tuple[tuple[str, ...], float]]
 
 @dataclass(frozen=True, slots=True)
 class ModelView:
-    """One served model as metrics see it: its engine, and what its expert plane and links have counted."""
+    """One served model as metrics see it: its engine, and what was counted by (layer, expert) and by link."""
 
     name: str
     engine: Engine
-    counters: Counters | Picks
+    rows: Mapping[tuple[int, int], int]
+    retried_rows: int
     links: Sequence[LinkTotals]
     ready: bool
 
@@ -78,12 +77,15 @@ def _latencies(models: list[ModelView]) -> Iterator[Metric]:
 
 def _experts(models: list[ModelView]) -> Iterator[Metric]:
     rows = [
-        ((m.name, str(layer), str(index)), float(count))
-        for m in models
-        for (layer, index), count in m.counters.rows().items()
+        ((m.name, str(layer), str(index)), float(count)) for m in models for (layer, index), count in m.rows.items()
     ]
-    yield counter("expert_rows", "Rows that this gateway sent to the expert, whichever instance.", EXPERT, rows)
-    retried = [((m.name,), float(m.counters.retried_pairs)) for m in models]
+    yield counter(
+        "expert_rows",
+        "Rows that this gateway sent to the expert, whichever instance, or put through it in a graph of its own.",
+        EXPERT,
+        rows,
+    )
+    retried = [((m.name,), float(m.retried_rows)) for m in models]
     text = "Rows sent to an expert again, because the first instance asked did not answer."
     yield counter("retried_rows", text, MODEL, retried)
 

@@ -85,16 +85,29 @@ class Sequences(ABC):
 
 
 class TrunkExecutor(Sequences):
-    """Runs the segments of a step in order: `begin`, `advance` for layers 1 .. layers - 1, `finish`."""
+    """Runs a step from stop to stop: `begin`, `advance` for every stop but the first, `finish`."""
+
+    stops: tuple[int, ...]
+    """The layers at which it hands out rows, in order: their experts are asked for elsewhere."""
 
     @abstractmethod
     def begin(self, work: Work) -> Floats:
-        """Start a step; returns the rows for layer 0's experts, float32 [work.rows, hidden]."""
+        """Start a step; returns the rows for the first stop's experts, float32 [work.rows, hidden].
+
+        Without stops what is returned means nothing, and `finish` is next.
+        """
 
     @abstractmethod
     def advance(self, layer: int, combined: Floats) -> Floats:
-        """Take what the experts of `layer - 1` gave, float32 [work.rows, hidden]; returns the rows of `layer`."""
+        """Take what the experts of the stop before gave, float32 [work.rows, hidden]; returns the rows of `layer`."""
 
     @abstractmethod
-    def finish(self, combined: Floats) -> Floats:
-        """Take what the last layer's experts gave; returns logits float32 [work.logit_rows, vocabulary]."""
+    def finish(self, combined: Floats | None = None) -> Floats:
+        """Take what the last stop's experts gave, if any; returns logits float32 [work.logit_rows, vocabulary]."""
+
+    @abstractmethod
+    def scores(self) -> Floats | None:
+        """What the gates of experts in the graphs saw in a finished step, float32 [work.rows, layers, columns].
+
+        Columns are the experts, perhaps with more after them. None where no graph has experts, or it does not tell.
+        """

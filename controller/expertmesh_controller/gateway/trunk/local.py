@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.bundle.manifest import Precision
+from expertmesh_common.graphs.fusing import require_fusable
 from expertmesh_controller.gateway.trunk.binding import bind, require_context, rope_inputs, value
 from expertmesh_controller.gateway.trunk.cache import KeyValuePool
 from expertmesh_controller.gateway.trunk.executor import Chunk, Floats, TrunkExecutor, TrunkLimits, Work
-from expertmesh_controller.gateway.trunk.sessions import open_segments
+from expertmesh_controller.gateway.trunk.runs import runs_of
+from expertmesh_controller.gateway.trunk.scores import Scores
+from expertmesh_controller.gateway.trunk.sessions import open_head, open_run
 
 if TYPE_CHECKING:
     from onnxruntime import IOBinding, OrtValue
@@ -23,12 +26,15 @@ _NOTHING = Work(np.empty(0, np.int64), np.empty(0, np.int32))
 
 
 class LocalTrunk(TrunkExecutor):
-    """One session per segment. Decode calls are bound once per (segment, batch size), chunk calls per chunk.
+    """One session per run of layers between two `stops`, one for the head; every layer is a stop by default.
 
-    Rows lie one after the other in shared buffers, decode rows first, so that the experts of a layer see one block.
+    Decode calls are bound once per (run, batch size), chunk calls per chunk. Rows lie one after the other in shared
+    buffers, decode rows first, so that the experts of a layer see one block. The routed experts of layers that are no
+    stops are in the graphs.
 
     Raises:
-        InvalidInput: the model has no such precision, or a shorter context than asked for.
+        InvalidInput: the model has no such precision, a layer that is no stop has no fused form, or the context is
+            shorter than asked for.
 
     """
 
@@ -37,21 +43,29 @@ class LocalTrunk(TrunkExecutor):
         bundle: Bundle,
         precision: Precision,
         *,
+        stops: Sequence[int] | None = None,
         slots: int = 16,
         context_tokens: int = 2048,
         chunk_tokens: int = 256,
         threads: int = 1,
     ) -> None:
-        trunk = bundle.manifest.trunk
+        trunk, layers = bundle.manifest.trunk, len(bundle.manifest.layers)
         require_context(bundle, context_tokens)
-        layers = len(trunk.segments) - 1
+        self.stops = tuple(range(layers) if stops is None else stops)
+        require_fusable(bundle.manifest, precision, set(range(layers)) - set(self.stops))
         self.limits = TrunkLimits(layers, trunk.hidden, trunk.vocabulary, slots, context_tokens, chunk_tokens)
-        self._sessions = open_segments(bundle, precision, threads)
+        self._runs = runs_of(layers, self.stops)
+        self._run_at = {run.last: at for at, run in enumerate(self._runs)}
+        self._sessions = [open_run(bundle, run, precision, threads) for run in self._runs]
+        self._head_session = open_head(bundle, precision, threads)
+        held = {layer.index for layer in bundle.manifest.layers if layer.gate is not None} - set(self.stops)
+        self._scores = Scores(self._sessions, [len(held & {*run.layers}) for run in self._runs], slots + chunk_tokens)
         self._rope = rope_inputs(trunk, context_tokens)
         self._pool = KeyValuePool(layers, slots, trunk.kv_heads, context_tokens, trunk.head_dim)
         self._allocate(slots + chunk_tokens)
         self._work = _NOTHING
         self._decode: dict[tuple[int, int], IOBinding] = {}
+        self._heads: dict[int, IOBinding] = {}
         self._chunk: list[IOBinding] = []
 
     def begin(self, work: Work) -> Floats:
@@ -63,33 +77,42 @@ class LocalTrunk(TrunkExecutor):
             self._longest[...] = work.decode_cached.max() + 1
         if work.chunk is not None:
             self._place(work.chunk, batch)
-        return self._run_layer(0)
+        return self._call(0)
 
     def advance(self, layer: int, combined: Floats) -> Floats:
         self._combined[: self._work.rows] = combined
-        return self._run_layer(layer)
+        return self._call(self._run_at[layer])
 
-    def finish(self, combined: Floats) -> Floats:
-        work, residual = self._work, self._residuals[self.limits.layers % 2]
-        batch, wanted = len(work.decode_ids), work.logit_rows
-        self._head_residual[:batch], self._head_combined[:batch] = residual[:batch], combined[:batch]
-        if wanted > batch:
-            self._head_residual[batch], self._head_combined[batch] = residual[work.rows - 1], combined[work.rows - 1]
-        if work.chunk is not None:
+    def finish(self, combined: Floats | None = None) -> Floats:
+        work = self._work
+        if combined is not None and (work.chunk is not None or not self._runs[-1].asks):
             self._combined[: work.rows] = combined  # `chunk_logits` may ask for more of its rows
-        if wanted:
-            self._run_bound(self.limits.layers, wanted)
-        return self._logits[:wanted]
+        if not self._runs[-1].asks:
+            combined = self._call(len(self._runs) - 1) if self.stops else self._rows
+        assert combined is not None, "the experts of the last layer were asked for"
+        batch, wanted = len(work.decode_ids), work.logit_rows
+        self._head_residual[:batch], self._head_combined[:batch] = self._residual[:batch], combined[:batch]
+        if wanted > batch:
+            last = work.rows - 1
+            self._head_residual[batch], self._head_combined[batch] = self._residual[last], combined[last]
+        return self._head(wanted)
+
+    def scores(self) -> Floats | None:
+        return self._scores.of(self._work.rows)
 
     def chunk_logits(self, first: int, count: int) -> Floats:
         start = len(self._work.decode_ids) + first
-        rows, residual = slice(start, start + count), self._residuals[self.limits.layers % 2]
-        self._head_residual[:count], self._head_combined[:count] = residual[rows], self._combined[rows]
-        self._run_bound(self.limits.layers, count)
-        return self._logits[:count]
+        rows, combined = slice(start, start + count), self._combined if self._runs[-1].asks else self._rows
+        self._head_residual[:count], self._head_combined[:count] = self._residual[rows], combined[rows]
+        return self._head(count)
 
     def move(self, source: int, target: int, tokens: int) -> None:
         self._pool.move(source, target, tokens)
+
+    @property
+    def _residual(self) -> Floats:
+        """What the last run left for the head."""
+        return self._residuals[len(self._runs) % 2]
 
     def _allocate(self, rows: int) -> None:
         limits = self.limits
@@ -111,38 +134,58 @@ class LocalTrunk(TrunkExecutor):
         rows = slice(first_row, first_row + count)
         shared = {name: value(buffer) for name, buffer in counts.items()}
         shared |= {name: value(buffer[rows][None]) for name, buffer in self._row_buffers().items()}
-        self._chunk = [self._bind_layer(layer, shared, chunk.slot, 1) for layer in range(self.limits.layers)]
+        self._chunk = [self._bind(at, shared, rows, chunk.slot, 1) for at in range(len(self._runs))]
 
-    def _run_layer(self, layer: int) -> Floats:
+    def _call(self, at: int) -> Floats:
+        """Run `at` for all rows of the step; returns what it left for experts elsewhere, or for the head."""
         batch = len(self._work.decode_ids)
         if batch:
-            self._run_bound(layer, batch)
+            binding = self._decode.get((at, batch))
+            if binding is None:
+                binding = self._decode[at, batch] = self._bind_decode(at, batch)
+            self._sessions[at].run_with_iobinding(binding)
         if self._work.chunk is not None:
-            self._sessions[layer].run_with_iobinding(self._chunk[layer])
+            self._sessions[at].run_with_iobinding(self._chunk[at])
         return self._rows[: self._work.rows]
 
-    def _run_bound(self, segment: int, batch: int) -> None:
-        binding = self._decode.get((segment, batch))
-        if binding is None:
-            binding = self._decode[segment, batch] = self._bind_decode(segment, batch)
-        self._sessions[segment].run_with_iobinding(binding)
+    def _head(self, rows: int) -> Floats:
+        if rows:
+            binding = self._heads.get(rows)
+            if binding is None:
+                binding = self._heads[rows] = self._bind_head(rows)
+            self._head_session.run_with_iobinding(binding)
+        return self._logits[:rows]
 
-    def _bind_decode(self, segment: int, batch: int) -> IOBinding:
-        if segment == self.limits.layers:
-            buffers = {"residual": self._head_residual, "combined": self._head_combined, "logits": self._logits}
-            return bind(self._sessions[segment], {name: value(b[:batch, None]) for name, b in buffers.items()})
+    def _bind_head(self, rows: int) -> IOBinding:
+        buffers = {"residual": self._head_residual, "combined": self._head_combined, "logits": self._logits}
+        return bind(self._head_session, {name: value(b[:rows, None]) for name, b in buffers.items()})
+
+    def _bind_decode(self, at: int, batch: int) -> IOBinding:
         shared = {name: value(buffer[:batch, None]) for name, buffer in self._row_buffers().items()}
         shared |= {"seqlens_k": value(self._lengths[:batch]), "total_sequence_length": value(self._longest)}
-        return self._bind_layer(segment, shared, 0, batch)
+        return self._bind(at, shared, slice(0, batch), 0, batch)
 
     def _row_buffers(self) -> dict[str, np.ndarray[Any, Any]]:
         even, odd = self._residuals
-        return {"token_ids": self._ids, "even": even, "odd": odd, "combined": self._combined, "rows": self._rows}
+        # A last run leaves its sum where others leave rows: it may still be reading `combined`.
+        return {
+            "token_ids": self._ids, "even": even, "odd": odd,
+            "combined": self._combined, "rows": self._rows, "combined_out": self._rows,
+        }  # fmt: skip
 
-    def _bind_layer(self, layer: int, shared: Mapping[str, OrtValue], first_slot: int, slots: int) -> IOBinding:
-        keys, values = (value(block) for block in self._pool.slots(layer, first_slot, slots))
-        # Residuals alternate between two buffers: a segment reads one and writes the other.
-        source, target = ("odd", "even") if layer % 2 else ("even", "odd")
-        cache = {"past_key": keys, "present_key": keys, "past_value": values, "present_value": values}
+    def _bind(self, at: int, shared: Mapping[str, OrtValue], rows: slice, first_slot: int, slots: int) -> IOBinding:
+        # Residuals alternate between two buffers: a run reads one and writes the other.
+        source, target = ("odd", "even") if at % 2 else ("even", "odd")
         residuals = {"residual": shared[source], "residual_out": shared[target]}
-        return bind(self._sessions[layer], {**shared, **cache, **self._rope, **residuals})
+        values = {**shared, **self._caches(at, first_slot, slots), **self._rope, **residuals}
+        return bind(self._sessions[at], values | self._scores.values(at, rows))
+
+    def _caches(self, at: int, first_slot: int, slots: int) -> dict[str, OrtValue]:
+        """Under the names of a joined graph, and of a segment alone."""
+        found = {}
+        for layer in self._runs[at].layers:
+            for kind, block in zip(("key", "value"), self._pool.slots(layer, first_slot, slots), strict=True):
+                cache = value(block)
+                for when in ("past", "present"):
+                    found[f"{when}_{kind}_{layer}"] = found[f"{when}_{kind}"] = cache
+        return found

@@ -128,7 +128,7 @@ class ListServedRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ModelStatus(_message.Message):
-    __slots__ = ("name", "path", "bundle_digest", "precision", "sla", "budget_share", "experts", "instances", "resident_bytes", "missing_bytes", "state", "requests", "ttft_p95_ms", "token_p95_ms", "error", "slots", "numerics")
+    __slots__ = ("name", "path", "bundle_digest", "precision", "sla", "budget_share", "experts", "instances", "resident_bytes", "missing_bytes", "state", "requests", "ttft_p95_ms", "token_p95_ms", "error", "slots", "numerics", "local_layers")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -146,6 +146,7 @@ class ModelStatus(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     NUMERICS_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_LAYERS_FIELD_NUMBER: _ClassVar[int]
     name: str
     path: str
     bundle_digest: str
@@ -163,7 +164,8 @@ class ModelStatus(_message.Message):
     error: str
     slots: int
     numerics: str
-    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., precision: _Optional[str] = ..., sla: _Optional[_Union[SlaTarget, _Mapping]] = ..., budget_share: _Optional[float] = ..., experts: _Optional[int] = ..., instances: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., missing_bytes: _Optional[int] = ..., state: _Optional[str] = ..., requests: _Optional[int] = ..., ttft_p95_ms: _Optional[float] = ..., token_p95_ms: _Optional[float] = ..., error: _Optional[str] = ..., slots: _Optional[int] = ..., numerics: _Optional[str] = ...) -> None: ...
+    local_layers: str
+    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., precision: _Optional[str] = ..., sla: _Optional[_Union[SlaTarget, _Mapping]] = ..., budget_share: _Optional[float] = ..., experts: _Optional[int] = ..., instances: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., missing_bytes: _Optional[int] = ..., state: _Optional[str] = ..., requests: _Optional[int] = ..., ttft_p95_ms: _Optional[float] = ..., token_p95_ms: _Optional[float] = ..., error: _Optional[str] = ..., slots: _Optional[int] = ..., numerics: _Optional[str] = ..., local_layers: _Optional[str] = ...) -> None: ...
 
 class ListServedResponse(_message.Message):
     __slots__ = ("epoch", "models")
@@ -174,7 +176,7 @@ class ListServedResponse(_message.Message):
     def __init__(self, epoch: _Optional[_Union[_common_pb2.Epoch, _Mapping]] = ..., models: _Optional[_Iterable[_Union[ModelStatus, _Mapping]]] = ...) -> None: ...
 
 class ServeModelRequest(_message.Message):
-    __slots__ = ("path", "name", "precision", "sla", "budget_share", "slots", "numerics")
+    __slots__ = ("path", "name", "precision", "sla", "budget_share", "slots", "numerics", "local_layers")
     PATH_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
@@ -182,6 +184,7 @@ class ServeModelRequest(_message.Message):
     BUDGET_SHARE_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     NUMERICS_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_LAYERS_FIELD_NUMBER: _ClassVar[int]
     path: str
     name: str
     precision: str
@@ -189,7 +192,8 @@ class ServeModelRequest(_message.Message):
     budget_share: float
     slots: int
     numerics: str
-    def __init__(self, path: _Optional[str] = ..., name: _Optional[str] = ..., precision: _Optional[str] = ..., sla: _Optional[_Union[SlaTarget, _Mapping]] = ..., budget_share: _Optional[float] = ..., slots: _Optional[int] = ..., numerics: _Optional[str] = ...) -> None: ...
+    local_layers: str
+    def __init__(self, path: _Optional[str] = ..., name: _Optional[str] = ..., precision: _Optional[str] = ..., sla: _Optional[_Union[SlaTarget, _Mapping]] = ..., budget_share: _Optional[float] = ..., slots: _Optional[int] = ..., numerics: _Optional[str] = ..., local_layers: _Optional[str] = ...) -> None: ...
 
 class ServeModelResponse(_message.Message):
     __slots__ = ("model",)

@@ -90,18 +90,20 @@ class ReportAck(_message.Message):
     def __init__(self) -> None: ...
 
 class ServedBundle(_message.Message):
-    __slots__ = ("model", "precision", "manifest_digest", "manifest_bytes", "numerics")
+    __slots__ = ("model", "precision", "manifest_digest", "manifest_bytes", "numerics", "local_layers")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_BYTES_FIELD_NUMBER: _ClassVar[int]
     NUMERICS_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_LAYERS_FIELD_NUMBER: _ClassVar[int]
     model: str
     precision: str
     manifest_digest: str
     manifest_bytes: int
     numerics: str
-    def __init__(self, model: _Optional[str] = ..., precision: _Optional[str] = ..., manifest_digest: _Optional[str] = ..., manifest_bytes: _Optional[int] = ..., numerics: _Optional[str] = ...) -> None: ...
+    local_layers: str
+    def __init__(self, model: _Optional[str] = ..., precision: _Optional[str] = ..., manifest_digest: _Optional[str] = ..., manifest_bytes: _Optional[int] = ..., numerics: _Optional[str] = ..., local_layers: _Optional[str] = ...) -> None: ...
 
 class LeavingModel(_message.Message):
     __slots__ = ("model", "drain_ms")

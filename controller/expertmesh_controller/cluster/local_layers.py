@@ -1,0 +1,81 @@
+"""Which layers' experts a gateway holds itself: `all`, or ranges as in `0,3,8-11`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+
+from expertmesh_common.bundle.manifest import Manifest
+from expertmesh_common.errors import InvalidInput
+
+__all__ = ["ALL", "checked_ranges", "held_layers", "spelled", "stops_of"]
+
+ALL = ""
+"""As a spec says it; `all` is what people may write."""
+_RANGE = re.compile(r"([0-9]{1,6})(?:-([0-9]{1,6}))?")
+
+
+def checked_ranges(text: str, numerics: str) -> str:
+    """`text` without spaces, `ALL` for `all`.
+
+    Raises:
+        InvalidInput: it is no list of ranges, or numerics are not `fast`.
+
+    """
+    found = text.replace(" ", "")
+    if found and numerics != "fast":
+        raise InvalidInput(f"local_layers {text[:80]!r}: only numerics `fast` have some, and these are {numerics!r}")
+    if found in {ALL, "all"}:
+        return ALL
+    tuple(_ranges(found))
+    return found
+
+
+def held_layers(manifest: Manifest, numerics: str, text: str) -> frozenset[int]:
+    """The layers with experts that a gateway holds itself: none for `exact`, those of `text` for `fast`.
+
+    Raises:
+        InvalidInput: `text` is no list of ranges, names a layer that the model does not have, or none with experts.
+
+    """
+    if numerics != "fast":
+        return frozenset()
+    routed = frozenset(layer.index for layer in manifest.layers if layer.gate is not None)
+    ranges = checked_ranges(text, numerics)
+    if ranges == ALL:
+        return routed
+    last = len(manifest.layers) - 1
+    for _, end in _ranges(ranges):
+        if end > last:
+            raise InvalidInput(f"local_layers {text!r}: {manifest.name} has layers 0 to {last}, none numbered {end}")
+    named = frozenset(layer for first, end in _ranges(ranges) for layer in range(first, end + 1))
+    if not named & routed:
+        raise InvalidInput(f"local_layers {text!r}: none of these layers of {manifest.name} has experts")
+    return named & routed
+
+
+def stops_of(manifest: Manifest, held: Collection[int]) -> tuple[int, ...]:
+    """The layers whose experts are elsewhere, in order."""
+    return tuple(layer.index for layer in manifest.layers if layer.gate is not None and layer.index not in held)
+
+
+def spelled(manifest: Manifest, held: Collection[int]) -> str:
+    """The shortest text that `held_layers` reads as `held`: equal layers are written alike."""
+    if not stops_of(manifest, held):
+        return ALL
+    layers = sorted(held)
+    firsts = [at for at in layers if at - 1 not in held]
+    lasts = [at for at in layers if at + 1 not in held]
+    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in zip(firsts, lasts, strict=True))
+
+
+def _ranges(text: str) -> Iterator[tuple[int, int]]:
+    for part in text.split(","):
+        found = _RANGE.fullmatch(part)
+        first = int(found[1]) if found else 0
+        last = int(found[2] or first) if found else -1
+        if last < first:
+            raise InvalidInput(
+                f"local_layers {text[:80]!r}: expected `all`, or ranges of layers such as 0-7 or 0,3,8-11"
+            )
+        yield first, last
