@@ -79,6 +79,6 @@ def _views(host: ModelHost) -> list[ModelView]:
             loaded.plane.counters.retried_pairs,
             loaded.pool.totals(),
             loaded.gateway.ready,
-        )  # fmt: skip
+        )
         for name, loaded in host.running.items()
     ]

@@ -44,6 +44,25 @@ def test_a_mesh_without_workers_answers_as_the_oracle_and_says_what_it_is(tiny_f
 
 
 @pytest.mark.slow
+def test_both_gateways_hold_the_local_layers_and_workers_the_others(tiny_folder, folder):
+    want = tiny.greedy_ids(Bundle(tiny_folder), PROMPT, 12)
+    arguments = ["--model", str(tiny_folder), "--gateways", "2", *FAST, "--local-layers", "0,2"]
+    with running_up(folder, [*arguments, "--workers", "2", "--budget-share", "1"]) as up:
+        for address in up.addresses:
+            with Client(address) as client:
+                answer = client.complete(prompt_ids=PROMPT, max_tokens=12, ignore_eos=True)
+                assert ([*answer.token_ids], answer.numerics) == (want, "fast")
+        with Client(up.address) as client:
+            placed = {(e.layer, len(e.worker_ids)) for e in client.experts()}
+            (status,) = client.served_models()
+        assert placed == {(1, 2)}
+        assert (status.state, status.local_layers, status.missing_bytes) == ("ready", "0,2", 0)
+        assert "fp32 fast 0,2" in shown(up, "models", "list")
+        assert "4 of 4 experts of tiny are served" in shown(up, "doctor")
+        assert up.stop() == 0
+
+
+@pytest.mark.slow
 def test_one_model_may_be_fast_and_another_lie_on_workers(tiny_folder, folder):
     arguments = ["--model", str(tiny_folder), "--listen", "127.0.0.1:0", "--store", "memory", "--http-port", "off"]
     with running_up(folder, [*arguments, "--workers", "2"]) as up, Client(up.address) as client:

@@ -185,6 +185,13 @@ def test_a_secure_mesh_answers_only_who_has_a_certificate(tiny_folder, folder, e
         (["--workers", "1", "--budget-share", "0.5"], "raise --workers or --budget-share"),
         (["--precision", "fp64"], "allowed are fp32, fp16, bf16, int8, int4"),
         (["--model", "/nonexistent"], "no model bundle in"),
+        (["--local-layers", "0"], "--local-layers: local_layers '0': only numerics `fast` have some"),
+        (
+            ["--numerics", "fast", "--local-layers", "0-"],
+            "--local-layers: local_layers '0-': expected `all`, or ranges",
+        ),
+        (["--numerics", "fast", "--local-layers", "0-9"], "local_layers '0-9': tiny has layers 0 to 2"),
+        (["--numerics", "fast", "--local-layers", "0", "--workers", "0"], "raise --workers"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(tiny_folder, tmp_path, arguments, words):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from chaos.parts import NO_REPAIR, Parts, disturbed_in_a_row, parts, until_live
+from e2e.running import until
 from expertmesh import Client, FailedPrecondition, InvalidRequest
 from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.bundle.manifest import write_manifest
@@ -63,8 +64,7 @@ def test_every_mix_answers_as_exact_does_and_only_its_other_layers_lie_on_worker
             assert placed(client, name) == {0, 1, 2} - {int(layer) for layer in layers.replace("-", ",").split(",")}
         status = {model.name: model for model in client.served_models()}
         assert {(status[name].state, status[name].missing_bytes) for name in MIXED} == {("ready", 0)}
-        rows = {(e.layer, e.index): e.rows for e in client.experts(model="middle")}
-        assert sum(rows.values()) > 0
+        until(lambda: any(expert.rows for expert in client.experts(model="middle")), 10)
         with pytest.raises(FailedPrecondition, match="numerics `fast` cannot be explained"):
             client.explain(TEXT, model="middle")
         assert client.serve_model(folder, name="every", numerics="fast", local_layers="2,0-1").local_layers == ""

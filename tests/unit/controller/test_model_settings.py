@@ -41,6 +41,18 @@ def test_a_file_says_everything_about_each_model(tmp_path):
     assert (second.sla.ttft_p95_ms, second.sla.max_instances, second.sla.window_s) == (200, 2, 60)
 
 
+def test_a_model_takes_the_controllers_local_layers_with_its_numerics_only(tmp_path):
+    file = tmp_path / "settings.toml"
+    file.write_text(
+        '[controller]\nnumerics = "fast"\nlocal_layers = "0-7"\n[[controller.models]]\npath = "/a"\n'
+        '[[controller.models]]\npath = "/b"\nlocal_layers = "3"\n'
+        '[[controller.models]]\npath = "/c"\nnumerics = "exact"\n[[controller.models]]\npath = "/d"\nnumerics = "fast"\n'
+    )
+    found = specs_of(read_settings({}, {}, file))
+    wanted = [("fast", "0-7"), ("fast", "3"), ("exact", ""), ("fast", "")]
+    assert [(spec.numerics, spec.local_layers) for spec in found] == wanted
+
+
 def test_a_flag_replaces_the_models_of_the_file(tmp_path):
     file = tmp_path / "settings.toml"
     file.write_text('[[controller.models]]\npath = "/a"\n[[controller.models]]\npath = "/b"\n')

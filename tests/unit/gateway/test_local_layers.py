@@ -65,7 +65,7 @@ def test_a_dense_layer_belongs_to_whatever_run_it_lies_in(manifest) -> None:
 
 @pytest.mark.parametrize("text", ["x", "0-", "-1", "2-1", "0,,1", "1;2", ",", "1-2-3", "1e3", "9" * 40])
 def test_what_is_no_list_of_ranges_is_refused_with_what_is_expected(manifest, text: str) -> None:
-    with pytest.raises(InvalidInput, match="local_layers .*expected `all`, or ranges"):
+    with pytest.raises(InvalidInput, match=r"local_layers .*expected `all`, or ranges"):
         held_layers(manifest, "fast", text)
 
 

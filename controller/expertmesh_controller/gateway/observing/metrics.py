@@ -79,12 +79,8 @@ def _experts(models: list[ModelView]) -> Iterator[Metric]:
     rows = [
         ((m.name, str(layer), str(index)), float(count)) for m in models for (layer, index), count in m.rows.items()
     ]
-    yield counter(
-        "expert_rows",
-        "Rows that this gateway sent to the expert, whichever instance, or put through it in a graph of its own.",
-        EXPERT,
-        rows,
-    )
+    text = "Rows that this gateway sent to the expert, whichever instance, or put through it itself."
+    yield counter("expert_rows", text, EXPERT, rows)
     retried = [((m.name,), float(m.retried_rows)) for m in models]
     text = "Rows sent to an expert again, because the first instance asked did not answer."
     yield counter("retried_rows", text, MODEL, retried)
