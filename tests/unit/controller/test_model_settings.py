@@ -46,7 +46,8 @@ def test_a_model_takes_the_controllers_local_layers_with_its_numerics_only(tmp_p
     file.write_text(
         '[controller]\nnumerics = "fast"\nlocal_layers = "0-7"\n[[controller.models]]\npath = "/a"\n'
         '[[controller.models]]\npath = "/b"\nlocal_layers = "3"\n'
-        '[[controller.models]]\npath = "/c"\nnumerics = "exact"\n[[controller.models]]\npath = "/d"\nnumerics = "fast"\n'
+        '[[controller.models]]\npath = "/c"\nnumerics = "exact"\n'
+        '[[controller.models]]\npath = "/d"\nnumerics = "fast"\n'
     )
     found = specs_of(read_settings({}, {}, file))
     wanted = [("fast", "0-7"), ("fast", "3"), ("exact", ""), ("fast", "")]
