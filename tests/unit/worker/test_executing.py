@@ -65,6 +65,17 @@ def test_every_row_gets_the_weighted_sum_of_its_experts(runtime, n, weight_on, o
 
 @pytest.mark.parametrize("weight_on", ["input", "output"])
 @pytest.mark.parametrize("n", [1, 7])
+def test_rows_so_large_that_sums_overflow_are_answered_with_values_that_say_so(runtime, n, weight_on):
+    rows, pairs = np.full((n, HIDDEN), 1e38, np.float32), [(r, e, 3e38) for r in range(n) for e in range(EXPERTS)]
+
+    reply = runtime.execute(frame(rows, pairs, weight_on=weight_on))
+
+    assert (reply.status, reply.message) == (Status.OK, "")
+    assert not np.isfinite(reply.rows).all()
+
+
+@pytest.mark.parametrize("weight_on", ["input", "output"])
+@pytest.mark.parametrize("n", [1, 7])
 def test_without_reduction_every_pair_gets_its_row_in_the_order_of_the_frame(runtime, n, weight_on):
     rows, pairs = random_rows(n), random_pairs(n, 5, ones=False)
 

@@ -33,7 +33,7 @@ def long_way(runtime, data):
 
 @pytest.fixture(autouse=True)
 def _as_in_a_connection():
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         yield
 
 

@@ -27,7 +27,7 @@ class Connection:
         """Answer frames until the peer closes, the connection fails, a frame is malformed, or a drain."""
         try:
             # The square of a huge, but finite row overflows: a reason to look closer, not to warn. Once, not per row.
-            with np.errstate(over="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"):
                 self._serve()
         except OSError as error:
             log.info("expert stream ended: %s", error)

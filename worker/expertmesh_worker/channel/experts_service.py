@@ -128,7 +128,7 @@ class ExpertsService:
     def _answer_now(self, data: memoryview) -> Answer:
         if self._shortcut is None:
             return answer(self._host, data)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             known = self._shortcut.answer(data)
         if known is not None:
             return Answer([known])

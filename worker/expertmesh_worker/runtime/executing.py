@@ -68,6 +68,9 @@ class Runtime:
             log.exception("frame failed seq=%d layer=%d", request.seq, request.layer)
             return Reply.error(request.seq, Status.FAILED, f"layer {request.layer}: {type(error).__name__}: {error}")
 
+    # Finite rows may be so large that sums of experts overflow: the reply says so by its values, and a row of it is
+    # the gateway's to judge.
+    @np.errstate(over="ignore", invalid="ignore")
     def _execute(self, request: Request, lane: Lane) -> Reply:
         # From here until the lane is given back nothing that this table names can be freed.
         layer = self.residents.layer(request.model, request.layer)

@@ -83,8 +83,8 @@ class Recurring:
     def answer(self, data: memoryview) -> bytes | None:
         """The whole reply frame; None when this frame must be decoded and executed the long way.
 
-        `data` must hold exactly one frame, of which nothing was checked yet. Call it where numpy does not warn of
-        overflows.
+        `data` must hold exactly one frame, of which nothing was checked yet. Call it where numpy warns neither of
+        overflows nor of invalid values.
         """
         if len(data) <= _ROW_AT:
             return None
