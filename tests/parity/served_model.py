@@ -26,9 +26,14 @@ _NONE = np.empty(0, np.int64), np.empty(0, np.int32)
 
 
 class ServedModel:
-    """Logits of every position. Worker 0 holds the even experts, worker 1 the odd ones."""
+    """Logits of every position. Worker 0 holds the even experts, worker 1 the odd ones.
 
-    def __init__(self, bundle: Bundle, precision: str = "fp32", context_tokens: int = 96) -> None:
+    Experts of layers that are not among `stops` (None: all are) run in the trunk's graphs.
+    """
+
+    def __init__(
+        self, bundle: Bundle, precision: str = "fp32", context_tokens: int = 96, *, stops: tuple[int, ...] | None = None
+    ) -> None:
         manifest = bundle.manifest
         hosts = {worker: _runtime(bundle, precision, number) for number, worker in enumerate(WORKERS)}
         self._plane = ExpertPlane(
@@ -41,7 +46,8 @@ class ServedModel:
         )
         workers = tuple(WorkerRoute(worker, "1", (), "h", 1.0) for worker in WORKERS)
         self._plane.update(RouteTable(Epoch(1, 1), workers, instances))
-        self._trunk = LocalTrunk(bundle, precision, slots=2, context_tokens=context_tokens, chunk_tokens=64)
+        sizes = {"slots": 2, "context_tokens": context_tokens, "chunk_tokens": 64}
+        self._trunk = LocalTrunk(bundle, precision, stops=stops, **sizes)
         self._forward = Forward(self._trunk, self._plane, manifest.layers, 10)
 
     def prompt_logits(self, ids: list[int]) -> np.ndarray:
