@@ -1,7 +1,7 @@
 """Top-k layers whose experts run in the gateway's graphs, beside layers whose experts run on workers.
 
-Both add the same numbers in another order, so a near tie of a random router may pick another expert: near is a
-correlation, as for precisions, and far nearer than theirs.
+Both add the same numbers in another order, so in a model of random weights a near tie may send a row to another expert,
+and with it what attends to that row. Rows that no tie reaches agree to rounding, and they are never few.
 """
 
 import numpy as np
@@ -21,7 +21,9 @@ def test_wherever_experts_run_the_logits_stay_those_of_exact_serving(family, pre
     for stops in ((), tuple(layers[1:]), tuple(layers[:-1])):
         got = logits_of(ServedModel(bundle, precision, stops=stops))
 
-        assert np.corrcoef(got.ravel(), exact.ravel())[0, 1] > 0.999, stops
+        apart = np.abs(got - exact).max(axis=-1) / np.abs(exact).max()
+        assert (apart < 1e-5).mean() >= 0.25, stops
+        assert apart.max() < 0.1, stops
 
 
 def logits_of(served: ServedModel) -> np.ndarray:
