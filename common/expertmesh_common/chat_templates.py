@@ -10,15 +10,32 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import NoReturn
 
-from jinja2 import TemplateError, nodes
+from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-__all__ = ["template_sandbox"]
+from expertmesh_common.errors import CorruptData
+
+__all__ = ["chat_template"]
 
 
-def template_sandbox(now: Callable[[], datetime] = datetime.now) -> ImmutableSandboxedEnvironment:
+def chat_template(source: str, now: Callable[[], datetime] = datetime.now) -> Template:
+    """The template, compiled in the sandbox.
+
+    Raises:
+        CorruptData: the text is not a template.
+
+    """
+    try:
+        return _sandbox(now).from_string(source)
+    except TemplateSyntaxError as error:
+        raise CorruptData(f"the chat template has an error in line {error.lineno}: {error}") from error
+    except (TemplateError, SyntaxError, RecursionError) as error:  # what only compiling finds, as a stray `break`
+        raise CorruptData(f"the chat template does not compile: {error}") from error
+
+
+def _sandbox(now: Callable[[], datetime]) -> ImmutableSandboxedEnvironment:
     """A sandbox with what transformers gives templates.
 
     Blocks are trimmed, loops can be left, `generation` blocks render as what they hold, and there are `tojson`,

@@ -15,7 +15,7 @@ import onnx
 from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.bundle.manifest import Blob, Expert, Gate, Graph, Layer, Precision
 from expertmesh_common.bundle.tensors import read_tensors, read_views
-from expertmesh_common.chat_templates import template_sandbox
+from expertmesh_common.chat_templates import chat_template
 from expertmesh_common.errors import CorruptData, MeshError
 from expertmesh_common.graphs.expert import ExpertShape, expert_graph
 
@@ -164,8 +164,7 @@ def _expert(bundle: Bundle, expert: Expert, precision: Precision) -> Problems:
 
 
 def _text(bundle: Bundle) -> Problems:
-    import jinja2  # noqa: PLC0415 - --help need not wait for these
-    import tokenizers  # noqa: PLC0415
+    import tokenizers  # noqa: PLC0415 - --help need not wait for it
 
     about = bundle.manifest.tokenizer
     try:
@@ -176,6 +175,8 @@ def _text(bundle: Bundle) -> Problems:
         yield f"the tokenizer does not load: {error}"
     if about.chat_template is not None:
         try:
-            template_sandbox().parse(bundle.path(about.chat_template).read_text(encoding="utf-8"))
-        except (jinja2.TemplateSyntaxError, UnicodeDecodeError) as error:
-            yield f"the chat template does not parse: {error}"
+            chat_template(bundle.path(about.chat_template).read_text(encoding="utf-8"))
+        except CorruptData as error:
+            yield str(error)
+        except UnicodeDecodeError as error:
+            yield f"the chat template is not UTF-8: {error}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from expertmesh_common.bundle.manifest import MANIFEST_NAME, Manifest, Precision, read_manifest
 from expertmesh_common.errors import InvalidInput
+from expertmesh_controller.cluster.local_layers import held_layers
 from expertmesh_controller.model_settings import named_path
 
 DEMO_BUNDLE = Path("build/demo-bundle")
@@ -24,6 +25,16 @@ class LocalModel:
     @property
     def experts(self) -> int:
         return sum(len(layer.experts) for layer in self.manifest.layers)
+
+    def experts_elsewhere(self, numerics: str, local_layers: str) -> int:
+        """The experts that workers hold.
+
+        Raises:
+            InvalidInput: `local_layers` names layers that the model does not have.
+
+        """
+        held = held_layers(self.manifest, numerics, local_layers)
+        return sum(len(layer.experts) for layer in self.manifest.layers if layer.index not in held)
 
 
 def find_bundles(asked: Sequence[str]) -> tuple[tuple[str, Path], ...]:

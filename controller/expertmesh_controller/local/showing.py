@@ -19,9 +19,11 @@ MB = 1e6
 
 
 @contextlib.contextmanager
-def loading(console: Console, models: Sequence[LocalModel]) -> Iterator[Callable[[tuple[Node, ...]], None]]:
-    """A bar of loaded expert instances over the unique experts; without a terminal, one line at the start."""
-    experts = sum(model.experts for model in models)
+def loading(
+    console: Console, models: Sequence[LocalModel], request: UpRequest
+) -> Iterator[Callable[[tuple[Node, ...]], None]]:
+    """A bar of loaded expert instances over the unique experts of workers; without a terminal, a line at the start."""
+    experts = sum(model.experts_elsewhere(request.numerics, request.local_layers) for model in models)
     if not console.is_terminal:
         shown = ", ".join(f"{m.name}, {m.experts} experts in {len(m.manifest.layers)} layers" for m in models)
         console.print(f"starting: {shown}")

@@ -41,7 +41,7 @@ async def up(request: UpRequest, environment: Mapping[str, str], console: Consol
     async with _until_signal() as ended:
         with announcer, _local_token(request):
             try:
-                with loading(console, models) as progress:
+                with loading(console, models, request) as progress:
                     nodes = await _first(mesh.start(progress), ended)
                 if nodes is not None:
                     summarise(console, models, request, nodes)

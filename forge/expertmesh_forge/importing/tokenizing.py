@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 from tokenizers import Tokenizer
 from tokenizers.processors import Sequence, TemplateProcessing
 
-from expertmesh_common.chat_templates import template_sandbox
+from expertmesh_common.chat_templates import chat_template
+from expertmesh_common.errors import CorruptData
 from expertmesh_forge.errors import SourceError
 from expertmesh_forge.importing.config import CheckpointConfig, read_json
 
@@ -87,9 +87,9 @@ def _chat_template(folder: Path, about: CheckpointConfig) -> str | None:
 
 def _parsing(text: str, origin: Path) -> str:
     try:
-        template_sandbox().from_string(text)  # compiled, which finds more than parsing does
-    except (jinja2.TemplateError, SyntaxError, RecursionError) as error:
-        raise SourceError(f"{origin}: the chat template does not parse: {error}") from error
+        chat_template(text)
+    except CorruptData as error:
+        raise SourceError(f"{origin}: {error}") from error
     return text
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from expertmesh_common.chat_templates import template_sandbox
+from expertmesh_common.chat_templates import chat_template
+from expertmesh_common.errors import CorruptData
 from expertmesh_forge.errors import SourceError, TextsError
 from expertmesh_forge.texts.documents import DOMAINS, Document, Domain
 
@@ -98,6 +99,6 @@ def _as_chat(text: str, template: str) -> str:
         {"role": "assistant", "content": answer.strip()},
     ]
     try:
-        return template_sandbox().from_string(template).render(messages=messages)
-    except (jinja2.TemplateError, ValueError, TypeError) as error:
+        return chat_template(template).render(messages=messages)
+    except (CorruptData, jinja2.TemplateError, ValueError, TypeError) as error:
         raise SourceError(f"the model's chat template cannot be used for calibration: {error}") from error

@@ -6,7 +6,8 @@ import pytest
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from expertmesh_common.chat_templates import template_sandbox
+from expertmesh_common.chat_templates import chat_template
+from expertmesh_common.errors import CorruptData
 
 MESSAGES = [
     {"role": "user", "content": "hear the <stone>"},
@@ -55,7 +56,7 @@ AS_TRANSFORMERS = {
 
 
 def rendered(template: str, **names: object) -> str:
-    return template_sandbox().from_string(template).render(messages=MESSAGES, **names)
+    return chat_template(template).render(messages=MESSAGES, **names)
 
 
 @pytest.mark.parametrize("name", AS_TRANSFORMERS)
@@ -78,15 +79,19 @@ def test_a_loop_can_be_left_from_inside_a_mark() -> None:
 
 
 def test_a_mark_that_does_not_end_is_an_error() -> None:
-    with pytest.raises(TemplateError, match="endgeneration"):
+    with pytest.raises(CorruptData, match=r"error in line 1: .*endgeneration"):
         rendered("{% generation %}x")
 
 
-def test_dates_take_their_pattern_by_place_and_by_name() -> None:
-    sandbox = template_sandbox(lambda: datetime(2026, 11, 23))
+@pytest.mark.parametrize("text", ["{% break %}", "{{ x | no_such_filter }}", "{% for x %}", "{{" + "(" * 5000])
+def test_what_is_no_template_is_corrupt_data_whoever_finds_out(text: str) -> None:
+    with pytest.raises(CorruptData, match=r"^the chat template "):
+        rendered(text)
 
+
+def test_dates_take_their_pattern_by_place_and_by_name() -> None:
     for call in ("strftime_now('%d %b %Y')", "strftime_now(format='%d %b %Y')"):
-        assert sandbox.from_string(f"{{{{ {call} }}}}").render() == "23 Nov 2026"
+        assert chat_template(f"{{{{ {call} }}}}", lambda: datetime(2026, 11, 23)).render() == "23 Nov 2026"
 
 
 @pytest.mark.parametrize("call", ["raise_exception('no tools')", "raise_exception(message='no tools')"])

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
-from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2 import TemplateError
 
-from expertmesh_common.chat_templates import template_sandbox
-from expertmesh_common.errors import CorruptData, InvalidInput
+from expertmesh_common.chat_templates import chat_template
+from expertmesh_common.errors import InvalidInput
 
 __all__ = ["ChatTemplate"]
 
@@ -23,10 +23,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, names: Mapping[str, str], now: Callable[[], datetime] = datetime.now) -> None:
         self._names = dict(names)
-        try:
-            self._template = template_sandbox(now).from_string(source)
-        except TemplateSyntaxError as error:
-            raise CorruptData(f"the model's chat template has an error in line {error.lineno}: {error}") from error
+        self._template = chat_template(source, now)
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The prompt that asks for the assistant's next message.

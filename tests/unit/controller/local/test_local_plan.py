@@ -9,12 +9,13 @@ import pytest
 from expertmesh_common.access.tokens import new_token
 from expertmesh_common.errors import InvalidInput
 from expertmesh_controller.local.asking import UpFlags, up_request
-from expertmesh_controller.local.local_model import find_bundles
+from expertmesh_controller.local.local_model import find_bundles, local_models
 from expertmesh_controller.local.plan import controller_spec, gateway_specs, worker_specs
 from expertmesh_controller.local.reaching import free_port, is_local_only, reachable_host
 from expertmesh_controller.local.restarts import RestartPolicy, count_failures, restart_delay_s
 from expertmesh_controller.local.showing import join_line
 from expertmesh_controller.settings import read_settings
+from models import tiny_bundle
 
 
 def flags(tmp_path, **changes):
@@ -176,3 +177,14 @@ def test_an_unknown_key_of_the_file_is_named(tmp_path):
 def test_a_missing_model_is_named():
     with pytest.raises(InvalidInput, match="model"):
         read_settings({}, {}, None)
+
+
+def test_experts_that_the_gateway_holds_are_not_waited_for_on_workers(tmp_path):
+    (model,) = local_models([("", tiny_bundle.make_tiny_bundle(tmp_path))], "fp32")
+
+    shares = {layers: model.experts_elsewhere("fast", layers) for layers in ("", "0", "0-1")}
+
+    each = tiny_bundle.EXPERTS
+    layers = len(model.manifest.layers)
+    assert shares == {"": 0, "0": (layers - 1) * each, "0-1": (layers - 2) * each}
+    assert model.experts_elsewhere("exact", "") == model.experts == layers * each

@@ -115,10 +115,10 @@ def test_a_template_that_is_no_text_names_its_file(mixtral) -> None:
 
 
 @pytest.mark.parametrize("text", ["{% for x %}", "{% generation %}", "{{ x | no_such_filter }}", "{% break %}"])
-def test_a_template_that_does_not_parse_names_its_file(mixtral, text: str) -> None:
+def test_what_is_no_template_names_its_file(mixtral, text: str) -> None:
     (mixtral / "chat_template.jinja").write_text(text)
 
-    with pytest.raises(SourceError, match=r"chat_template.jinja: the chat template does not parse"):
+    with pytest.raises(SourceError, match=r"chat_template.jinja: the chat template (has an error|does not compile)"):
         texts_of(mixtral)
 
 
