@@ -36,7 +36,12 @@ def collapse() -> int:
     madvise = _madvise()
     if madvise is None:
         return 0
-    moved: int = HUGE_BYTES * sum(madvise(place, HUGE_BYTES, _MADV_COLLAPSE) == 0 for place in _full_places())
+    try:
+        places = _full_places()
+    except OSError as error:  # sandboxes, and processes that gave up rights
+        log.debug("weights stay in small pages, the kernel does not say where memory lies: %s", error)
+        return 0
+    moved: int = HUGE_BYTES * sum(madvise(place, HUGE_BYTES, _MADV_COLLAPSE) == 0 for place in places)
     log.debug("%d MB lie in huge pages", moved // 1_000_000)
     return moved
 

@@ -140,11 +140,13 @@ def up(
 
     spin = _options({"--spin-us": spin_us})
     shared = (*_options({"--threads": threads, "--slots": slots}), *spin)
+    # Always said, because this process plans by them and a variable of the environment must not change its child.
+    fusing = ("--numerics", numerics or "exact", "--local-layers", local_layers or "all")
     # Anybody can read arguments, and the URL of a store may hold its password.
     environment = dict(os.environ) if store is None else {**os.environ, "EXPERTMESH_STORE": store}
     flags = UpFlags(
         tuple(model or ()), workers, budget_share, listen or f"{host}:{port}", precision or "fp32", transport or "auto",
-        token, secure, tls, cache, logs, (*shared, *_options({"--numerics": numerics, "--local-layers": local_layers})),
+        token, secure, tls, cache, logs, (*shared, *fusing),
         gateways=gateways, http_port=http_port,
         gateway_options=shared, jobs=jobs, numerics=numerics or "exact", local_layers=local_layers or "",
         worker_options=spin,

@@ -49,9 +49,9 @@ class ModelSettings(BaseModel):
     ) -> ModelSpec:
         """What gateway and control loop are told; an empty name is the bundle's own.
 
-        A model with numerics of its own has local layers of its own, too.
+        Local layers come from the controller where the numerics are the controller's, too.
         """
-        theirs = local_layers if self.numerics is None else ALL
+        same = (self.numerics or numerics) == numerics
         return ModelSpec(
             self.name,
             self.path.absolute(),
@@ -60,7 +60,7 @@ class ModelSettings(BaseModel):
             self.budget_share,
             SlaTarget(**self.sla.model_dump()),
             self.numerics or numerics,
-            theirs if self.local_layers is None else self.local_layers,
+            (local_layers if same else ALL) if self.local_layers is None else self.local_layers,
         )
 
 

@@ -14,7 +14,7 @@ from expertmesh.local_access import home_folder
 from expertmesh_common.bundle.manifest import Numerics, Precision
 from expertmesh_common.channel.spinning import MAX_SPIN_US
 from expertmesh_common.errors import InvalidInput
-from expertmesh_controller.cluster.local_layers import ALL
+from expertmesh_controller.cluster.local_layers import ALL, checked_ranges
 from expertmesh_controller.model_settings import ENVIRONMENT_SEPARATOR, ModelSettings, with_models
 
 ENVIRONMENT_PREFIX = "EXPERTMESH_"
@@ -89,7 +89,7 @@ def read_settings(flags: Mapping[str, Any], environment: Mapping[str, str], file
     merged = {**with_models(_from_file(file)), **with_models(_from_environment(environment), ENVIRONMENT_SEPARATOR)}
     merged.update(with_models({name: value for name, value in flags.items() if value is not None}))
     try:
-        return ControllerSettings.model_validate(merged)
+        settings = ControllerSettings.model_validate(merged)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
@@ -98,6 +98,8 @@ def read_settings(flags: Mapping[str, Any], environment: Mapping[str, str], file
         # For a missing field pydantic's input is the whole table, and tokens and store URLs are secrets anyway.
         shown = "" if first["type"] == "missing" or name in SECRETS else f" (got {first['input']!r})"
         raise InvalidInput(f"setting {name!r}: {first['msg']}{shown}") from error
+    checked_ranges(settings.local_layers, settings.numerics)
+    return settings
 
 
 def data_folder(settings: ControllerSettings) -> Path:

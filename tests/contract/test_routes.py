@@ -173,7 +173,7 @@ async def test_a_refused_gateway_says_why_and_follows_as_soon_as_it_is_let_in(ca
         routes, plane = RemoteRoutes(channel, "gw", SystemClock(), retry_s=0.05), FollowingPlane()
         with pytest.raises(Unauthenticated, match="gives no routes: UNAUTHENTICATED"):
             await anext(routes.watch())
-        follower = RouteFollower(routes, plane, SystemClock(), "gw", "m")
+        follower = RouteFollower(routes, plane, SystemClock(), "gw", "m", rows=dict)
         following = asyncio.create_task(follower.follow())
         while "routes cannot be watched" not in caplog.text:  # noqa: ASYNC110 - a log tells nobody
             await asyncio.sleep(0.01)

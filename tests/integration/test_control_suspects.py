@@ -123,6 +123,15 @@ async def test_rows_of_many_reports_never_grow_beyond_what_can_be_told(plane: Co
     assert max(placed.rows for placed in listed.experts) == 2**63
 
 
+async def test_rows_of_models_that_are_not_served_are_not_kept(plane: ControlPlane) -> None:
+    (model, layer, index), *_ = ((key.model, key.layer, key.index) for key in plane.loop.view().catalogue)
+    strangers = tuple(ExpertRows(f"stranger-{n}", layer, index, 1) for n in range(100))
+    await plane.loop.routes.report(GatewayReport("g", rows=(*strangers, ExpertRows(model, layer, index, 5))))
+    assert plane.loop.view().rows == {(model, layer, index): 5}
+    plane.loop.serve(())
+    assert plane.loop.view().rows == {}
+
+
 async def test_nobody_hands_over_to_a_newcomer_before_gateways_had_the_time_to_miss_it(bundle: Path) -> None:
     """A worker behind a firewall joins well; what it took over at once would be lost to every gateway."""
     settings = replace(QUICK, probation_s=1.0, leave_most_s=5.0)

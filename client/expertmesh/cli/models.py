@@ -68,7 +68,8 @@ def serve(
         str, typer.Option(help="exact, or fast: gateways hold the whole model; default: the controller's.")
     ] = "",
     local_layers: Annotated[
-        str, typer.Option(help="With fast: only these layers' experts in the gateways, as in 0,3,8-11; default: all.")
+        str,
+        typer.Option(help="With fast: only these layers' experts in the gateways, as in 0,3,8-11, or all."),
     ] = "",
     budget_share: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Most that its experts may take of all workers' budgets.")

@@ -9,6 +9,9 @@ from typing import Protocol
 from expertmesh_api.v1 import routes_pb2
 from expertmesh_controller.cluster.local_layers import ALL
 
+_PARTLY = "fast-layers"
+"""How `fast` with some layers elsewhere is told: gateways that know no local layers must refuse it, not take all."""
+
 __all__ = ["Bundles", "LeavingModel", "Offer", "ServedBundle"]
 
 
@@ -29,13 +32,14 @@ class ServedBundle:
             precision=self.precision,
             manifest_digest=self.manifest_digest,
             manifest_bytes=self.manifest_bytes,
-            numerics=self.numerics,
+            numerics=_PARTLY if self.local_layers != ALL else self.numerics,
             local_layers=self.local_layers,
         )
 
     @staticmethod
     def from_proto(message: routes_pb2.ServedBundle) -> ServedBundle:
-        size, numerics = message.manifest_bytes, message.numerics or "exact"
+        size = message.manifest_bytes
+        numerics = "fast" if message.numerics == _PARTLY else message.numerics or "exact"
         digest, local = message.manifest_digest, message.local_layers
         return ServedBundle(message.model, message.precision, digest, size, numerics, local)
 

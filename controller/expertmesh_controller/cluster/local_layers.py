@@ -12,6 +12,7 @@ __all__ = ["ALL", "checked_ranges", "held_layers", "spelled", "stops_of"]
 
 ALL = ""
 """As a spec says it; `all` is what people may write."""
+_AROUND = re.compile(r"\s*([,-])\s*")
 _RANGE = re.compile(r"([0-9]{1,6})(?:-([0-9]{1,6}))?")
 
 
@@ -22,11 +23,11 @@ def checked_ranges(text: str, numerics: str) -> str:
         InvalidInput: it is no list of ranges, or numerics are not `fast`.
 
     """
-    found = text.replace(" ", "")
-    if found and numerics != "fast":
-        raise InvalidInput(f"local_layers {text[:80]!r}: only numerics `fast` have some, and these are {numerics!r}")
+    found = _AROUND.sub(r"\1", text.strip())
     if found in {ALL, "all"}:
         return ALL
+    if numerics != "fast":
+        raise InvalidInput(f"local_layers {text[:80]!r}: only numerics `fast` have some, and these are {numerics!r}")
     tuple(_ranges(found))
     return found
 

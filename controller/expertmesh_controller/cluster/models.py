@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from expertmesh_controller.cluster.local_layers import ALL, checked_ranges
 __all__ = ["NUMERICS", "PRECISIONS", "ModelSpec", "SlaTarget", "checked"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_YOUNGER = frozenset({"numerics", "local_layers"})
 NUMERICS: tuple[Numerics, ...] = ("exact", "fast")
 
 
@@ -52,8 +53,10 @@ class ModelSpec:
     """Ranges such as `0,3,8-11`."""
 
     def to_document(self) -> dict[str, Any]:
-        """As a JSON value."""
-        return {**asdict(self), "path": str(self.path)}
+        """As a JSON value. What younger versions added is left out at its default, so that older ones read it."""
+        document = {**asdict(self), "path": str(self.path)}
+        defaults = {f.name: f.default for f in fields(self) if f.name in _YOUNGER}
+        return {name: value for name, value in document.items() if name not in defaults or value != defaults[name]}
 
     @staticmethod
     def from_document(document: dict[str, Any]) -> ModelSpec:

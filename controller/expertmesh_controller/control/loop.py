@@ -100,6 +100,8 @@ class ControlLoop:
         """
         demand, blobs = Demand.of(models), [BundleBlobs(model.bundle) for model in models]
         self._decider.demand, self._blobs = demand, blobs
+        self._names = frozenset(model.name for model in models)
+        self._rows = Counter({at: rows for at, rows in self._rows.items() if at[0] in self._names})
         self.offer(models)
         self._wake.set()
         self._tell_change()
@@ -204,7 +206,7 @@ class ControlLoop:
         """Gateways route around what they suspect by themselves; what they cannot reach must not be an only copy."""
         for row in report.rows:
             expert = (row.model, row.layer, row.index)
-            if expert in self._rows or len(self._rows) < MOST_EXPERTS:
+            if expert in self._rows or (row.model in self._names and len(self._rows) < MOST_EXPERTS):
                 self._rows[expert] = min(self._rows[expert] + row.rows, MOST_TOTAL_ROWS)
         if report.suspect_worker_ids:
             self.registry.suspect(report.gateway_id, report.suspect_worker_ids)

@@ -46,18 +46,19 @@ class Plane(Experts, Protocol):
 class RouteFollower:
     """Serving goes on with the last table while the control loop cannot be reached.
 
-    `rows` says how many rows went through each (layer, index); None asks the plane.
+    `plane` is None where no expert is elsewhere: then no worker is dialled, and none can be suspect. `rows` says how
+    many rows went through each (layer, index).
     """
 
     def __init__(
         self,
         routes: Routes,
-        plane: Plane,
+        plane: Plane | None,
         clock: Clock,
         gateway_id: str,
         model: str,
         *,
-        rows: Callable[[], Mapping[tuple[int, int], int]] | None = None,
+        rows: Callable[[], Mapping[tuple[int, int], int]],
     ) -> None:
         self._routes, self._plane, self._clock = routes, plane, clock
         self._rows = rows
@@ -70,7 +71,8 @@ class RouteFollower:
         while True:
             try:
                 async for table in self._routes.watch():
-                    self._plane.update(table)
+                    if self._plane is not None:
+                        self._plane.update(table)
                     self.table = table
             except MeshError as error:
                 log.warning("routes cannot be watched, the last table stays in use: %s", error)
@@ -87,7 +89,7 @@ class RouteFollower:
 
     def _next_report(self, tally: Tally) -> GatewayReport:
         arrivals, histogram = tally.take()
-        rows = dict(self._plane.counters.rows() if self._rows is None else self._rows())
+        rows = dict(self._rows())
         grown = {at: count - self._reported.get(at, 0) for at, count in rows.items()}
         self._reported = rows
         return GatewayReport(
@@ -95,5 +97,5 @@ class RouteFollower:
             arrivals,
             histogram,
             tuple(ExpertRows(self._model, *at, count) for at, count in sorted(grown.items()) if count),
-            self._plane.take_suspects(),
+            () if self._plane is None else self._plane.take_suspects(),
         )

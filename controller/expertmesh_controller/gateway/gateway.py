@@ -10,7 +10,7 @@ from typing import Any
 import grpc.aio
 
 from expertmesh_common.bundle.blobs import Bundle, file_digest
-from expertmesh_common.bundle.manifest import MANIFEST_NAME, Precision
+from expertmesh_common.bundle.manifest import MANIFEST_NAME, Layer, Precision
 from expertmesh_common.clock import Clock, SystemClock
 from expertmesh_controller.cluster.local_layers import stops_of
 from expertmesh_controller.cluster.routes import InstanceRoute, Routes
@@ -67,7 +67,9 @@ class Gateway:
         self._bundle, self._precision, clock = bundle, precision, clock or SystemClock()
         self._codec = TextCodec(bundle)
         self._plane, self._forward, self.engine = plane, *self._make_engine(plane, clock, spans)
-        self._follower = RouteFollower(routes, plane, clock, gateway_id, self.name, rows=self.rows)
+        self._follower = RouteFollower(
+            routes, plane if self._elsewhere else None, clock, gateway_id, self.name, rows=self.rows
+        )
         served = self._served()
         self.inference = ModelAnswers(
             self.engine,
@@ -93,9 +95,14 @@ class Gateway:
     @property
     def uncovered(self) -> int:
         """Experts without one, apart from those that it holds itself. Any thread may ask."""
-        found, own = {i.at for i in self._instances()}, self._held or ()
-        layers = [layer for layer in self._bundle.manifest.layers if layer.index not in own]
-        return sum((layer.index, e.index) not in found for layer in layers for e in layer.experts)
+        found = {i.at for i in self._instances()}
+        return sum((layer.index, e.index) not in found for layer in self._elsewhere for e in layer.experts)
+
+    @property
+    def _elsewhere(self) -> list[Layer]:
+        """The layers whose experts workers hold."""
+        own = self._held or ()
+        return [layer for layer in self._bundle.manifest.layers if layer.experts and layer.index not in own]
 
     def rows(self) -> dict[tuple[int, int], int]:
         """(layer, index) -> rows that went through that expert since the start, here or elsewhere. For any thread."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.clock import Clock, SystemClock
+from expertmesh_common.daemon_threads import in_daemon_thread
 from expertmesh_common.huge_pages import collapse
 from expertmesh_common.observability.tracing import Tracing
 from expertmesh_common.security import Security
@@ -91,7 +92,11 @@ class ModelHost:
 
         """
         loaded = await asyncio.to_thread(_load, spec, bundle, self._with)
-        await asyncio.to_thread(collapse)
+        try:
+            await in_daemon_thread(collapse)  # a stop does not wait for it: nothing is lost with it
+        except BaseException:
+            await loaded.close()
+            raise
         return loaded
 
     async def start(self, loaded: LoadedModel) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,16 @@ import pytest
 
 from expertmesh_common.huge_pages import HUGE_BYTES, collapse
 
+WITHOUT_RIGHTS = """
+import os
+from expertmesh_common.huge_pages import collapse
+os.setgid(65534), os.setuid(65534)
+try:
+    open("/proc/self/pagemap").close()
+    print("open")
+except PermissionError:
+    print("hidden", collapse())
+"""
 HELD = 4 * HUGE_BYTES
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -75,3 +86,12 @@ def test_memory_that_is_half_in_use_stays_because_the_rest_would_be_taken_too() 
 def test_without_the_kernels_help_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert collapse() == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up its rights")
+def test_a_process_that_may_not_see_its_own_memory_keeps_small_pages() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_RIGHTS], capture_output=True, text=True, check=False)
+
+    if done.stdout == "open\n":
+        pytest.skip("this kernel hides nothing from such a process")
+    assert (done.stdout, done.stderr) == ("hidden 0\n", "")

@@ -25,6 +25,13 @@ def test_a_record_survives_its_way_through_the_store():
     assert ModelsRecord.decode(None) is None
 
 
+def test_a_version_that_knew_neither_numerics_nor_local_layers_reads_what_uses_neither():
+    assert not {"numerics", "local_layers"} & A.to_document().keys()
+    fast = spec("f", numerics="fast", local_layers="0-7")
+    assert ModelSpec.from_document(fast.to_document()) == fast
+    assert fast.to_document().keys() - A.to_document().keys() == {"numerics", "local_layers"}
+
+
 @pytest.mark.parametrize("data", [b"", b"[]", b'{"started_with": [], "served": [{"name": "a"}]}', b"\xff"])
 def test_bytes_that_are_no_record_are_refused(data):
     with pytest.raises(CorruptData, match="models"):

@@ -1,11 +1,14 @@
 """Which layers a gateway holds, as people write it and as the trunk is cut by it."""
 
+from dataclasses import replace
+
 import pytest
 
 from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.errors import InvalidInput
+from expertmesh_controller.cluster.bundles import ServedBundle
 from expertmesh_controller.cluster.local_layers import held_layers, spelled, stops_of
-from expertmesh_controller.gateway.fetching import gateway_blobs
+from expertmesh_controller.gateway.fetching import gateway_blobs, numerics_of
 from expertmesh_controller.gateway.trunk.runs import Run, runs_of
 from models import tiny_bundle as tiny
 
@@ -63,7 +66,7 @@ def test_a_dense_layer_belongs_to_whatever_run_it_lies_in(manifest) -> None:
         held_layers(changed, "fast", "0")
 
 
-@pytest.mark.parametrize("text", ["x", "0-", "-1", "2-1", "0,,1", "1;2", ",", "1-2-3", "1e3", "9" * 40])
+@pytest.mark.parametrize("text", ["x", "1 2", "0 3", "0-", "-1", "2-1", "0,,1", "1;2", ",", "1-2-3", "1e3", "9" * 40])
 def test_what_is_no_list_of_ranges_is_refused_with_what_is_expected(manifest, text: str) -> None:
     with pytest.raises(InvalidInput, match=r"local_layers .*expected `all`, or ranges"):
         held_layers(manifest, "fast", text)
@@ -72,6 +75,15 @@ def test_what_is_no_list_of_ranges_is_refused_with_what_is_expected(manifest, te
 def test_layers_beyond_the_model_are_refused_without_counting_to_them(manifest) -> None:
     with pytest.raises(InvalidInput, match=r"local_layers '0-999999': tiny has layers 0 to 2, none numbered 999999"):
         held_layers(manifest, "fast", "0-999999")
+
+
+def test_a_gateway_that_knows_no_local_layers_does_not_take_the_whole_model_for_them() -> None:
+    some, whole = (ServedBundle("m", "int4", "0" * 64, 1, "fast", text) for text in ("0-1", ""))
+    assert [ServedBundle.from_proto(bundle.to_proto()) for bundle in (some, whole)] == [some, whole]
+    older = replace(some, numerics=some.to_proto().numerics, local_layers="")
+    with pytest.raises(InvalidInput, match="unknown to this gateway"):
+        numerics_of(older)
+    assert whole.to_proto().numerics == "fast"
 
 
 def test_a_gateway_elsewhere_fetches_the_experts_of_its_layers_only(manifest) -> None:

@@ -157,9 +157,11 @@ class Recurring:
 
 
 def _recurs(request: Request) -> bool:
-    """One float32 row under its usual name, to be summed over a few pairs."""
+    """One float32 row under its usual name that needs no padding, to be summed over a few pairs."""
     rows = request.tensors.get("rows")
     if rows is None or len(request.tensors) != 1 or rows.dtype != np.float32 or rows.ndim != 2 or len(rows) != 1:
+        return False
+    if rows.nbytes % 8:
         return False
     return request.reduce == "sum" and 0 < request.expert.size <= _MOST_PAIRS
 

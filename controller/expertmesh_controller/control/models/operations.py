@@ -65,6 +65,8 @@ class ModelOperations:
             raise InvalidInput("path is missing: name the folder of a model bundle on the controller's machine")
         if "\0" in request.path or not Path(request.path).is_absolute():
             raise InvalidInput(f"path {request.path[:200]!r} must be absolute: the controller has its own folder")
+        numerics = cast("Numerics", request.numerics or self._default_numerics)
+        same = numerics == self._default_numerics
         return ModelSpec(
             request.name,
             Path(request.path),
@@ -72,8 +74,8 @@ class ModelOperations:
             request.slots or self._default_slots,
             request.budget_share or 1.0,
             _sla(request.sla) if request.HasField("sla") else SlaTarget(),
-            cast("Numerics", request.numerics or self._default_numerics),
-            request.local_layers or (ALL if request.numerics else self._default_local_layers),
+            numerics,
+            request.local_layers or (self._default_local_layers if same else ALL),
         )
 
     def _status(self, kept: Kept, view: View) -> operations_pb2.ModelStatus:

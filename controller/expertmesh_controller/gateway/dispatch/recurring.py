@@ -103,7 +103,12 @@ class LayerPost:
         self._reply = (b"", b"")
 
     def address(self, task: Task, routing: Routing) -> Round | None:
-        """The round of an untraced task's one row; None when a pair is not served, or in this process."""
+        """The round of an untraced task's one row.
+
+        None when a pair is not served, or in this process, or when a frame pads the row.
+        """
+        if task.rows.nbytes % 8:
+            return None
         owner = self._owner
         shares: dict[int, tuple[list[float], list[int]]] = {}
         for expert, weight in zip(routing.expert.tolist(), routing.weight.tolist(), strict=True):
