@@ -135,10 +135,13 @@ def up(
     from rich.console import Console  # noqa: PLC0415
 
     from expertmesh_common.socket_folders import socket_root  # noqa: PLC0415
+    from expertmesh_common.usable_cores import usable_cores  # noqa: PLC0415
+    from expertmesh_controller.local import polling  # noqa: PLC0415
     from expertmesh_controller.local.asking import UpFlags, up_request  # noqa: PLC0415 - quick --help
     from expertmesh_controller.local.up import up as run_up  # noqa: PLC0415
 
-    spin = _options({"--spin-us": spin_us})
+    shown = {"cores": usable_cores(), "workers": workers, "gateways": gateways, "threads": threads or 1}
+    spin = _options({"--spin-us": polling.spin_us(spin_us, **shown)})
     shared = (*_options({"--threads": threads, "--slots": slots}), *spin)
     # Always said, because this process plans by them and a variable of the environment must not change its child.
     fusing = ("--numerics", numerics or "exact", "--local-layers", local_layers or "all")

@@ -14,8 +14,8 @@ from expertmesh_common.channel.spinning import MAX_SPIN_US
 SpinUs = Annotated[
     int | None,
     typer.Option(
-        "--spin-us", min=0, max=MAX_SPIN_US,
-        help="Microseconds to poll for experts before sleeping; 0 by default. Only with a core for every process.",
+        "--spin-us", min=0, max=MAX_SPIN_US, envvar="EXPERTMESH_SPIN_US",
+        help="Microseconds to poll for experts before sleeping; 0, with `up` 1000 if every process has a core.",
     ),
 ]  # fmt: skip
 

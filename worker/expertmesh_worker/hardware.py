@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import tempfile
 import time
@@ -45,11 +44,6 @@ class Speed:
     gemv_gb_per_s: float  # weights read per second at one row
     gemm_gflops: float  # at 64 rows
     rows_per_s: float  # at one row
-
-
-def cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory(cgroup: Path = _CGROUP) -> Memory:

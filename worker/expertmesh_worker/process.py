@@ -21,6 +21,7 @@ from expertmesh_common.observability.tracing import Tracing, tracing_while
 from expertmesh_common.observability.watching import shown
 from expertmesh_common.running import run_service
 from expertmesh_common.security import Security, TlsFiles
+from expertmesh_common.usable_cores import usable_cores
 from expertmesh_worker.agent.joining import Membership
 from expertmesh_worker.agent.orders import Orders, Terms
 from expertmesh_worker.agent.session import Reports
@@ -30,7 +31,7 @@ from expertmesh_worker.artifacts.partial import remove_stale_partials
 from expertmesh_worker.artifacts.shelf import default_limit_bytes
 from expertmesh_worker.artifacts.sources import Sources
 from expertmesh_worker.channel.experts_service import Identity
-from expertmesh_worker.hardware import cores, measure_speed, memory
+from expertmesh_worker.hardware import measure_speed, memory
 from expertmesh_worker.observing import Parts, TracedHost, shows
 from expertmesh_worker.providers import Provider, provider
 from expertmesh_worker.reporting import Reporter
@@ -149,7 +150,7 @@ def measured(settings: WorkerSettings, backend: Provider) -> membership_pb2.Capa
     here, speed = memory(), measure_speed(backend)
     budget = settings.budget_bytes
     return membership_pb2.Capabilities(
-        cores=cores(),
+        cores=usable_cores(),
         memory_bytes=here.total_bytes,
         budget_bytes=int(here.free_bytes * BUDGET_SHARE) if budget is None else budget,
         gemv_gb_per_s=speed.gemv_gb_per_s,

@@ -13,6 +13,7 @@ from expertmesh_common.security import Security
 from expertmesh_controller.gateway.hosting import Surroundings, _links
 from expertmesh_controller.gateway.settings import GatewaySettings
 from expertmesh_controller.gateway_settings import gateway_settings
+from expertmesh_controller.local import polling
 from expertmesh_controller.process import _surroundings
 from expertmesh_controller.settings import read_settings
 from expertmesh_worker.channel.experts_service import Identity
@@ -66,3 +67,31 @@ async def test_a_worker_s_doors_hand_it_to_their_streams(tmp_path):
         assert doors._streams._spin_us == 9
     finally:
         await doors.close(0.1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "cores", "workers", "threads", "spin_us"),
+    [
+        (None, 4, 3, 1, polling.AUTO_SPIN_US), (None, 3, 3, 1, 0), (None, 4, 3, 2, 0), (None, 64, 0, 1, 0),
+        (0, 64, 1, 1, 0), (7, 1, 3, 1, 7),
+    ],
+)  # fmt: skip
+def test_up_polls_where_every_process_has_a_core_unless_it_is_told(asked, cores, workers, threads, spin_us):
+    assert polling.spin_us(asked, cores=cores, workers=workers, gateways=1, threads=threads) == spin_us
+
+
+def test_up_tells_all_its_processes_alike(monkeypatch, tmp_path):
+    given = []
+
+    async def run_up(request, *_):
+        given.append((request.controller_options, request.worker_options, request.gateway_options))
+
+    monkeypatch.setattr("expertmesh_controller.local.up.up", run_up)
+    monkeypatch.setattr("expertmesh_common.usable_cores.usable_cores", lambda: 4)
+    monkeypatch.setenv("EXPERTMESH_HOME", str(tmp_path))
+    for environment, wanted in (({}, "1000"), ({"EXPERTMESH_SPIN_US": "5"}, "5")):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        assert run(["up", "--model", str(tmp_path), "--port", "0"]) == 0
+        controller, worker, gateway = (dict(zip(o[::2], o[1::2], strict=True)) for o in given.pop())
+        assert [o["--spin-us"] for o in (controller, worker, gateway)] == [wanted] * 3

@@ -7,7 +7,7 @@ import itertools
 import psutil
 import pytest
 
-from expertmesh_worker.hardware import COPIES, REFERENCE, ROUNDS, cores, measure_speed, memory
+from expertmesh_worker.hardware import COPIES, REFERENCE, ROUNDS, measure_speed, memory
 from expertmesh_worker.providers import provider
 
 
@@ -42,7 +42,3 @@ def test_memory_is_the_containers_with_one(tmp_path):
     (tmp_path / "memory.current").write_text("400000\n")
 
     assert (memory(tmp_path).total_bytes, memory(tmp_path).free_bytes) == (1_000_000, 600_000)
-
-
-def test_there_is_at_least_one_core():
-    assert 1 <= cores() <= psutil.cpu_count()
