@@ -13,6 +13,7 @@ import platform
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -36,10 +37,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="em-soak-") as name:
         folder = Path(name)
         models = [f"{model}={make_tiny_bundle(folder / model, seed)}" for model, seed in MODELS.items()]
-        with running_up(folder, _up_arguments(models)) as up:
-            soaked = asyncio.run(_soak(up, asked.minutes * 60, asked.callers, asked.seed))
-        shutil.rmtree(OUT / "logs", ignore_errors=True)
-        shutil.copytree(folder / "logs", OUT / "logs")
+        with _logs_kept(folder / "logs"), running_up(folder, _up_arguments(models)) as up:
+            try:
+                soaked = asyncio.run(_soak(up, asked.minutes * 60, asked.callers, asked.seed))
+            finally:
+                (OUT / "up.txt").write_text(up.said, encoding="utf-8")
     write_json(soaked, OUT / "report.json")
     plot(soaked, OUT / "soak.png")
     if asked.write_page:
@@ -49,6 +51,17 @@ def main() -> int:
     for key, value in found.items():
         print(f"{key:>16}  {value}")
     return 1 if found["lost"] or found["wrong"] else 0
+
+
+@contextlib.contextmanager
+def _logs_kept(logs: Path) -> Iterator[None]:
+    """Also of a mesh that came to an end by itself: what it said says why."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        shutil.rmtree(OUT / "logs", ignore_errors=True)
+        shutil.copytree(logs, OUT / "logs")
 
 
 async def _soak(up: RunningUp, seconds: float, callers: int, seed: int) -> Soaked:

@@ -33,11 +33,11 @@ class Rope:
     """Rotation tables for positions 0 .. tokens - 1, float32 [tokens, head_dim]."""
 
     def __init__(self, config: DenseConfig, tokens: int) -> None:
-        powers = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
-        half = np.outer(np.arange(tokens, dtype=np.float64), config.rope_base**-powers)
+        half = np.outer(np.arange(tokens, dtype=np.float64), _inverse_frequencies(config))
         angles = np.concatenate([half, half], axis=1)
-        self.cos: Floats = np.cos(angles).astype(np.float32)
-        self.sin: Floats = np.sin(angles).astype(np.float32)
+        factor = 1.0 if config.rope is None else config.rope.factor
+        self.cos: Floats = (factor * np.cos(angles)).astype(np.float32)
+        self.sin: Floats = (factor * np.sin(angles)).astype(np.float32)
 
     def rotate(self, heads: Floats) -> Floats:
         """Rotate [tokens, heads, head_dim] by position."""
@@ -132,6 +132,15 @@ def logits(model: DenseModel, states: Floats) -> Floats:
     """States [.., hidden] -> float32 [.., vocab]."""
     scores: Floats = rms_norm(states, model.final_norm, model.config.norm_eps) @ model.head.T
     return scores
+
+
+def _inverse_frequencies(config: DenseConfig) -> npt.NDArray[np.float64]:
+    """Radians per position of every pair of values that turns, [head_dim / 2]."""
+    if config.rope is not None:
+        return np.asarray(config.rope.inverse_frequencies, np.float64)
+    powers = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
+    frequencies: npt.NDArray[np.float64] = config.rope_base**-powers
+    return frequencies
 
 
 def _attend(config: DenseConfig, q: Floats, k: Floats, v: Floats) -> Floats:

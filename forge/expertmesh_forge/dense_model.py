@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from expertmesh_common.bundle.parts import Rope
+
 __all__ = ["DenseConfig", "DenseLayer", "DenseModel", "Floats", "SourceInfo"]
 
 Floats = npt.NDArray[np.float32]
@@ -14,7 +16,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class DenseConfig:
-    """Sizes and constants of the decoder; every size counts elements."""
+    """Sizes and constants of the decoder; every size counts elements. Without `rope`, `rope_base` says it all."""
 
     layers: int
     hidden: int
@@ -26,6 +28,7 @@ class DenseConfig:
     context_tokens: int
     rope_base: float
     norm_eps: float
+    rope: Rope | None = None
 
     @property
     def query_width(self) -> int:

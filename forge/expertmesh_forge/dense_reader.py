@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from expertmesh_common.bundle.parts import Rope
 from expertmesh_forge.dense_model import DenseConfig, DenseLayer, DenseModel, Floats, SourceInfo
 from expertmesh_forge.errors import UnsupportedModel
 from expertmesh_forge.importing.checkpoint import Checkpoint
 from expertmesh_forge.importing.config import CheckpointConfig
 from expertmesh_forge.importing.families import FAMILIES
 from expertmesh_forge.importing.outline import Outline, refuse_strangers
-from expertmesh_forge.importing.rope import rope_settings
+from expertmesh_forge.importing.rope import RopeSettings, read_rope, rope_settings
 
 __all__ = ["SUPPORTED_TYPES", "outline_model", "read_config", "read_model"]
 
@@ -31,9 +32,7 @@ def read_config(source: Checkpoint) -> DenseConfig:
     _refuse_variants(config)
     heads, hidden = config.size("num_attention_heads"), config.size("hidden_size")
     head_dim = config.size("head_dim") if config.has("head_dim") else hidden // heads
-    settings = rope_settings(config, head_dim)
-    if settings.kind != "default":
-        raise _unsupported(config, f"scales RoPE ({settings.kind!r})", "models without scaling")
+    settings, context_tokens = rope_settings(config, head_dim), _context_tokens(config)
     return DenseConfig(
         layers=config.size("num_hidden_layers"),
         hidden=hidden,
@@ -42,9 +41,10 @@ def read_config(source: Checkpoint) -> DenseConfig:
         kv_heads=config.size("num_key_value_heads") if config.has("num_key_value_heads") else heads,
         head_dim=head_dim,
         vocab=config.size("vocab_size"),
-        context_tokens=_context_tokens(config),
+        context_tokens=context_tokens,
         rope_base=settings.base,
         norm_eps=config.number("rms_norm_eps"),
+        rope=_rope(config, settings, context_tokens),
     )
 
 
@@ -112,6 +112,14 @@ def _read_source(source: Checkpoint) -> SourceInfo:
 
 def _is_tied(source: Checkpoint) -> bool:
     return source.config.over(_DEFAULTS).flag("tie_word_embeddings")
+
+
+def _rope(config: CheckpointConfig, settings: RopeSettings, context_tokens: int) -> Rope | None:
+    """None for plain positions, which `rope_base` says in full."""
+    if settings.kind not in ("default", "llama3"):
+        raise _unsupported(config, f"scales RoPE ({settings.kind!r})", "models without scaling and with llama3's")
+    rope = read_rope(settings, context_tokens)
+    return None if settings.kind == "default" else rope
 
 
 def _context_tokens(config: CheckpointConfig) -> int:

@@ -11,16 +11,20 @@ from pathlib import Path
 import gguf
 
 from expertmesh_forge.dense_model import Floats
-from expertmesh_forge.errors import BadWeights, SourceError
+from expertmesh_forge.errors import BadWeights, SourceError, UnsupportedModel
 from expertmesh_forge.gguf_tensor import GgufTensor
 
 __all__ = ["GgufFile"]
 
 _MAGIC = b"GGUF"
+_FORMAT = 4  # of the parts that say where a tensor lies and what it is
 
 
 class GgufFile:
-    """A GGUF file opened for reading; raises `SourceError` when it is not whole."""
+    """A GGUF file opened for reading; raises `SourceError` when it is not whole.
+
+    `UnsupportedModel` names a tensor of an unknown format.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -126,6 +130,25 @@ class GgufFile:
         return value
 
 
+class _Reader(gguf.GGUFReader):
+    """Names the tensor whose format the library does not know."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        super().__init__(path)
+
+    def _build_tensors(self, start_offs: int, fields: list[gguf.ReaderField]) -> None:
+        for field in fields:
+            number = int(field.parts[_FORMAT][0])
+            if number not in gguf.GGML_QUANT_SIZES:
+                raise UnsupportedModel(
+                    f"{self._path}: tensor {field.name} is of the format {number}, which is not known: it is newer "
+                    "than this toolchain, or was given up long ago; take the model in F16, BF16, Q8_0 or another "
+                    "common format"
+                )
+        super()._build_tensors(start_offs, fields)
+
+
 def _open(path: Path) -> gguf.GGUFReader:
     if not path.is_file():
         raise SourceError(f"no such model file: {path}; give the path of a .gguf file")
@@ -136,7 +159,7 @@ def _open(path: Path) -> gguf.GGUFReader:
             f"{path.name} is not a GGUF file (it starts with {magic!r}); give a .gguf file or a package that holds one"
         )
     try:
-        reader = gguf.GGUFReader(path)
+        reader = _Reader(path)
     # The reader maps the file and slices it, so a short file surfaces as any of these.
     except (ValueError, IndexError, KeyError, OSError, UnicodeDecodeError) as error:
         raise SourceError(

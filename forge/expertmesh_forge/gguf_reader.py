@@ -13,6 +13,7 @@ from expertmesh_forge.dense_model import (
 )
 from expertmesh_forge.errors import UnsupportedModel
 from expertmesh_forge.gguf_file import GgufFile
+from expertmesh_forge.gguf_rope import read_rope, refuse_other_scalings
 
 __all__ = ["SUPPORTED_ARCHITECTURES", "read_config", "read_model", "shortest_decimal", "unpermute_rows"]
 
@@ -50,7 +51,9 @@ def read_config(file: GgufFile) -> DenseConfig:
     hidden = file.integer(f"{family}.embedding_length")
     heads = file.integer(f"{family}.attention.head_count")
     head_dim = file.integer(f"{family}.attention.key_length", hidden // heads)
+    refuse_other_scalings(file, family)
     _require_full_rope(file, file.integer(f"{family}.rope.dimension_count", head_dim), head_dim)
+    rope_base = file.real(f"{family}.rope.freq_base", 10_000.0)
     return DenseConfig(
         layers=file.integer(f"{family}.block_count"),
         hidden=hidden,
@@ -60,8 +63,9 @@ def read_config(file: GgufFile) -> DenseConfig:
         head_dim=head_dim,
         vocab=len(file.strings("tokenizer.ggml.tokens")),
         context_tokens=file.integer(f"{family}.context_length"),
-        rope_base=file.real(f"{family}.rope.freq_base", 10_000.0),
+        rope_base=rope_base,
         norm_eps=shortest_decimal(file.real(f"{family}.attention.layer_norm_rms_epsilon")),
+        rope=read_rope(file, rope_base, head_dim),
     )
 
 
@@ -113,15 +117,9 @@ def _read_source(file: GgufFile) -> SourceInfo:
 def _refuse_variants(file: GgufFile, family: str) -> None:
     if file.integer(f"{family}.expert_count", 0) > 0:
         raise UnsupportedModel(f"{file.path.name} is already a mixture of experts; carving needs a dense model")
-    odd = [name for name in file.tensor_names if name.endswith(".bias") or "rope_freqs" in name]
-    if odd:
-        raise UnsupportedModel(
-            f"{file.path.name} holds {odd[0]!r}; supported are Llama-family models "
-            "without biases and without scaled RoPE frequencies"
-        )
-    scaling = file.text(f"{family}.rope.scaling.type", "none")
-    if scaling != "none":
-        raise UnsupportedModel(f"{file.path.name} scales RoPE ({scaling!r}); supported are models without scaling")
+    odd = next((name for name in file.tensor_names if name.endswith(".bias")), None)
+    if odd is not None:
+        raise UnsupportedModel(f"{file.path.name} holds {odd!r}; supported are Llama-family models without biases")
 
 
 def _require_full_rope(file: GgufFile, rotated: int, head_dim: int) -> None:

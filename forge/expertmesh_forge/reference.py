@@ -65,6 +65,7 @@ class ReferenceModel:
             layers=len(bundle.manifest.layers), hidden=trunk.hidden, ffn=0, heads=trunk.heads,
             kv_heads=trunk.kv_heads, head_dim=trunk.head_dim, vocab=trunk.vocabulary,
             context_tokens=trunk.context_tokens, rope_base=trunk.rope_base, norm_eps=trunk.norm_epsilon,
+            rope=trunk.rope,
         )  # fmt: skip
         self._embedding: Floats = segments[0]["embed"].astype(np.float32)
         self._final_norm: Floats = segments[-1]["final_norm"].astype(np.float32)

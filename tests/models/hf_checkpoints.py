@@ -117,25 +117,39 @@ def write_text_files(folder: Path) -> None:
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# tiny\n", encoding="utf-8")
 
 
-@cache
+def rope_parameters(family: str) -> dict[str, object]:
+    """The rotary settings of a family's checkpoints."""
+    return dict(_RECIPES[family]["rope_parameters"])
+
+
 def load_reference(folder: Path) -> transformers.PreTrainedModel:
-    """The model as transformers reads it: eager attention, float32."""
+    """The model as transformers reads it: eager attention, float32, packed weights unpacked."""
+    packed = "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    unpacking = {"quantization_config": transformers.Mxfp4Config(dequantize=True)} if packed else {}
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
+        folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager", **unpacking
     )
     return model.eval()
 
 
-def reference_logits(folder: Path, ids: list[int]) -> np.ndarray:
+_loaded = cache(load_reference)
+
+
+def logits_of(model: transformers.PreTrainedModel, ids: list[int]) -> np.ndarray:
     """float32 [tokens, vocabulary] of one sequence."""
     with torch.no_grad():
-        return load_reference(folder)(torch.tensor([ids])).logits[0].float().numpy()
+        return model(torch.tensor([ids])).logits[0].float().numpy()
+
+
+def reference_logits(folder: Path, ids: list[int]) -> np.ndarray:
+    """float32 [tokens, vocabulary] of one sequence, by the checkpoint in `folder`."""
+    return logits_of(_loaded(folder), ids)
 
 
 def reference_greedy(folder: Path, ids: list[int], count: int) -> list[int]:
     """What transformers' own generation loop answers, whatever ends a text."""
     with torch.no_grad():
-        out = load_reference(folder).generate(
+        out = _loaded(folder).generate(
             torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), do_sample=False,
             min_new_tokens=count, max_new_tokens=count, eos_token_id=None, pad_token_id=0,
         )  # fmt: skip

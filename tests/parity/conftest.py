@@ -8,6 +8,7 @@ import pytest
 from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_forge.importing.importer import ImportRequest, import_checkpoint
 from models import hf_checkpoints as hf
+from parity.agreement import share_apart
 from parity.served_model import ServedModel
 
 IDS = np.random.default_rng(3).integers(0, 256, 40).tolist()
@@ -33,17 +34,23 @@ def imported(tmp_path) -> Callable[..., Bundle]:
 
 
 @pytest.fixture
-def serve(imported) -> Callable[..., ServedModel]:
-    """A checkpoint, imported and served in this process."""
+def started() -> Callable[[Bundle], ServedModel]:
+    """A bundle, served in this process."""
     served = []
 
-    def start(folder: Path, **options: object) -> ServedModel:
-        served.append(ServedModel(imported(folder, **options)))
+    def start(bundle: Bundle) -> ServedModel:
+        served.append(ServedModel(bundle))
         return served[-1]
 
     yield start
     for model in served:
         model.close()
+
+
+@pytest.fixture
+def serve(imported, started) -> Callable[..., ServedModel]:
+    """A checkpoint, imported and served in this process."""
+    return lambda folder, **options: started(imported(folder, **options))
 
 
 @pytest.fixture
@@ -54,3 +61,16 @@ def copied(tmp_path) -> Callable[[Path], Path]:
         return Path(shutil.copytree(folder, tmp_path / "altered"))
 
     return copy
+
+
+@pytest.fixture
+def disagreement(checkpoint, copied, serve) -> Callable[[str, Callable[[Path], None]], float]:
+    """How far an altered checkpoint is from the one it was, as `share_apart` has it."""
+
+    def measure(family: str, alter: Callable[[Path], None]) -> float:
+        whole = checkpoint(family)
+        altered = copied(whole)
+        alter(altered)
+        return share_apart(serve(altered).prompt_logits(IDS), hf.reference_logits(whole, IDS))
+
+    return measure

@@ -26,12 +26,20 @@ LONG = 380
 
 
 class DoorHouse:
-    """Made and used on one event loop; sync clients go through `asyncio.to_thread`."""
+    """Made and used on one event loop; sync clients go through `asyncio.to_thread`. `held` as a `Gateway` takes it."""
 
-    def __init__(self, bundle: Bundle, security: Security | None = None, *, stall_s: float = 30, **settings) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        security: Security | None = None,
+        *,
+        stall_s: float = 30,
+        held: frozenset[int] | None = None,
+        **settings,
+    ) -> None:
         self.plane = NumpyPlane(bundle)
         wanted = {"slots": 4, "context_tokens": CONTEXT, "prefill_chunk_tokens": 64, "queue_limit": 2, **settings}
-        self.gateway = Gateway(bundle, "fp32", QuietRoutes(), self.plane, GatewaySettings(**wanted))
+        self.gateway = Gateway(bundle, "fp32", QuietRoutes(), self.plane, GatewaySettings(**wanted), held=held)
         self.models = ServedModels()
         self.models.add(self.gateway)
         self.security = security or Security()

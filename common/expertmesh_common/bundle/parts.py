@@ -150,7 +150,8 @@ class Rope(Frozen):
 class Trunk(Frozen):
     """Everything that is not a routed expert. Segment i (i < layers) ends at MoE layer i; the last is the head.
 
-    `kv_heads` and `head_dim` are those of the key-value cache. Without `rope`, `rope_base` says it all.
+    `kv_heads` and `head_dim` are those of the key-value cache. Without `rope`, `rope_base` says it all. The norms
+    inside latent attention have `latent_norm_epsilon`, or `norm_epsilon` without it.
     """
 
     hidden: Annotated[int, Field(gt=0)]
@@ -162,5 +163,6 @@ class Trunk(Frozen):
     rope_base: float
     rope: Rope | None = None
     norm_epsilon: float
+    latent_norm_epsilon: float | None = None
     activation: Activation
     segments: tuple[Segment, ...]

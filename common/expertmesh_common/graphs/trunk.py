@@ -61,7 +61,8 @@ class TrunkShape:
     """Sizes of the trunk. Shared widths and the vocabulary are read from the tensors themselves.
 
     `kv_heads` and `head_dim` are those of the key-value cache, which all layers share. `attention` has one entry per
-    layer; if it is empty, every layer is as the plain fields say.
+    layer; if it is empty, every layer is as the plain fields say. The norms inside latent attention have
+    `latent_norm_epsilon`, or `norm_epsilon` without it.
     """
 
     layers: int
@@ -71,6 +72,7 @@ class TrunkShape:
     head_dim: int
     norm_epsilon: float
     attention: tuple[AttentionShape, ...] = ()
+    latent_norm_epsilon: float | None = None
 
     def attention_of(self, layer: int) -> AttentionShape:
         """Attention of a layer.
@@ -172,6 +174,7 @@ def _attention(graph: GraphBuilder, shape: TrunkShape, attention: AttentionShape
     hidden, epsilon = shape.hidden, shape.norm_epsilon
     if attention.latent is None:
         return grouped_attention(graph, attention, rows, hidden=hidden, epsilon=epsilon)
+    epsilon = epsilon if shape.latent_norm_epsilon is None else shape.latent_norm_epsilon
     return latent_attention(graph, attention, attention.latent, rows, hidden=hidden, epsilon=epsilon)
 
 

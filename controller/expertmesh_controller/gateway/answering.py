@@ -45,6 +45,10 @@ class Answering(Protocol):
         """What is served here."""
         ...
 
+    def fingerprint(self, model: str) -> str:
+        """What a model answers with (weights, precision, numerics), alike on every gateway; "" if it is not served."""
+        ...
+
 
 class Explaining(Answering, Protocol):
     """Answers, and says why a model works as it does."""

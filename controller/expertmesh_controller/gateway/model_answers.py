@@ -37,6 +37,11 @@ class ServedFacts:
     bundle_digest: str
     numerics: str = "exact"
 
+    @property
+    def fingerprint(self) -> str:
+        """What answers depend on beside the request, the same wherever the same is served."""
+        return f"em_{self.bundle_digest[:12]}_{self.precision}_{self.numerics}"
+
 
 class ModelAnswers:
     """`Answering` for one model, which is not checked again: `ServedModels` picked it.

@@ -121,6 +121,11 @@ class ServedModels:
         """See `Answering.list_models`."""
         return inference_pb2.ListModelsResponse(models=[m.inference.listing() for m in self.serving.values()])
 
+    def fingerprint(self, model: str) -> str:
+        """See `Answering.fingerprint`."""
+        entry = self._entries.get(model)
+        return "" if entry is None else entry.model.inference.served.fingerprint
+
     @contextlib.contextmanager
     def _request(self, name: str) -> Iterator[Serves]:
         """A request for a model is under way.

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import random
 import socket
 
 import psutil
 
+_BELOW_EPHEMERAL = range(20_000, 32_000)
+"""Linux gives connections ports from 32768 on."""
+_TRIES = 32
+_random = random.SystemRandom()
 _LOOPBACK_NAMES = frozenset({"localhost"})
 
 
@@ -48,7 +54,15 @@ def _interface_host() -> str | None:
 
 
 def free_port(host: str) -> int:
-    """A TCP port that nobody uses on `host` now."""
+    """A TCP port that nobody uses on `host` now.
+
+    If there is one, it lies where the kernel takes none for connections: a process that was killed must find its port
+    free when it is started again.
+    """
+    for port in _random.sample(_BELOW_EPHEMERAL, _TRIES):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.bind((host, port))
+            return port
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])

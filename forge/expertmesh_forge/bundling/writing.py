@@ -147,6 +147,7 @@ def _trunk(config: DenseConfig, context_tokens: int, segments: Sequence[Segment]
         vocabulary=config.vocab,
         context_tokens=context_tokens,
         rope_base=config.rope_base,
+        rope=config.rope,
         norm_epsilon=config.norm_eps,
         activation="swiglu",
         segments=tuple(segments),

@@ -8,13 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from expertmesh_forge.dense_model import Floats
 from expertmesh_forge.errors import BadWeights, SourceError, UnsupportedModel
 from expertmesh_forge.importing.config import CheckpointConfig, read_json
+from expertmesh_forge.importing.fp8 import SCALES_SUFFIX, fp8_blocks
 from expertmesh_forge.importing.licensing import read_licence
-from expertmesh_forge.importing.shards import CODE_DTYPES, READ_DTYPES, StoredTensor, read_header, read_tensor
+from expertmesh_forge.importing.mxfp4 import MXFP4_BLOCK, dequantise_mxfp4
+from expertmesh_forge.importing.shards import (
+    CODE_DTYPES,
+    FLOAT_DTYPES,
+    FP8_DTYPE,
+    READ_DTYPES,
+    StoredTensor,
+    read_header,
+    read_tensor,
+)
 from expertmesh_forge.importing.tokenizing import TextFiles, read_text_files
 
 __all__ = ["Checkpoint", "open_checkpoint"]
@@ -50,21 +59,56 @@ class Checkpoint:
         return found
 
     def read(self, name: str, shape: tuple[int, ...], part: int | None = None) -> Floats:
-        """A tensor of `shape` as float32, or item `part` along its first axis.
+        """A tensor of `shape` as float32, or item `part` along its first axis; 8-bit floats times their scales.
 
         Raises:
-            BadWeights: it is missing, has another shape, or holds NaN or infinity.
-            UnsupportedModel: its dtype is not read.
+            BadWeights: it or its scales are missing, have another shape, or hold NaN or infinity.
+            UnsupportedModel: its dtype, or how it is scaled, is not read.
 
         """
-        values = read_tensor(self.stored(name, shape), part).astype(np.float32, copy=False)
-        if not np.isfinite(values).all():
-            raise BadWeights(f"{self.tensors[name].file}: tensor {name} holds NaN or infinity; fetch the file again")
-        return values
+        found = self.stored(name, shape)
+        scales = self.scales_of(found)
+        if scales is None:
+            values = read_tensor(found, part).astype(np.float32, copy=False)
+        else:
+            codes, factors = read_tensor(found, part).view(np.uint8), self.read(scales.name, scales.shape, part)
+            values = fp8_blocks(self.config, found).dequantise(codes, factors)
+        return _finite(values, found, scales)
 
-    def read_bytes(self, name: str, shape: tuple[int, ...], part: int | None = None) -> NDArray[np.uint8]:
-        """As `read`, of a tensor that holds packed codes: uint8, whatever their values."""
-        return read_tensor(self.stored(name, shape, CODE_DTYPES), part).view(np.uint8)
+    def scales_of(self, tensor: StoredTensor) -> StoredTensor | None:
+        """The scales by which 8-bit floats are multiplied; None of tensors that hold their values themselves.
+
+        Raises:
+            BadWeights: the scales are missing or misshapen.
+            UnsupportedModel: they are of a kind that is not read.
+
+        """
+        if tensor.dtype != FP8_DTYPE:
+            return None
+        shape = fp8_blocks(self.config, tensor).scales_shape(tensor.shape)
+        name = tensor.name + SCALES_SUFFIX
+        about = f"{tensor.file}: tensor {tensor.name} of shape {list(tensor.shape)} is {FP8_DTYPE}, and its scales"
+        if not self.has(name):
+            raise BadWeights(f"{about} {name} are missing; fetch the checkpoint again")
+        if self.tensors[name].shape != shape:
+            found = list(self.tensors[name].shape)
+            raise BadWeights(
+                f"{about} {name} have the shape {found}, the weight_block_size of {self.config.path} asks for "
+                f"{list(shape)}; fetch the checkpoint again"
+            )
+        return self.stored(name, shape, FLOAT_DTYPES)
+
+    def read_mxfp4(self, name: str, shape: tuple[int, ...], part: int | None = None) -> Floats:
+        """As `read`, of a tensor that is stored as packed codes `NAME_blocks` with `NAME_scales`."""
+        codes, scales = self.packed(name, shape)
+        packed = (read_tensor(one, part).view(np.uint8) for one in (codes, scales))
+        return _finite(dequantise_mxfp4(*packed), codes, scales)
+
+    def packed(self, name: str, shape: tuple[int, ...]) -> tuple[StoredTensor, StoredTensor]:
+        """Where the MXFP4 codes and scales of a tensor lie, once they are known to be of `shape` [..., inner]."""
+        blocks = (*shape[:-1], shape[-1] // MXFP4_BLOCK)
+        codes = self.stored(f"{name}_blocks", (*blocks, MXFP4_BLOCK // 2), CODE_DTYPES)
+        return codes, self.stored(f"{name}_scales", blocks, CODE_DTYPES)
 
     def stored(self, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...] = READ_DTYPES) -> StoredTensor:
         """Where the tensor lies, once it is known to have `shape` and one of `dtypes`."""
@@ -113,6 +157,13 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         tensors |= read_header(path)
     _check_index(folder, tensors)
     return Checkpoint(folder, config, tensors, _digest(folder, files))
+
+
+def _finite(values: Floats, tensor: StoredTensor, scales: StoredTensor | None) -> Floats:
+    if not np.isfinite(values).all():
+        scaled = f", times {scales.name} of {scales.file.name}," if scales else ""
+        raise BadWeights(f"{tensor.file}: tensor {tensor.name}{scaled} holds NaN or infinity; fetch the file again")
+    return values
 
 
 def _shard_files(folder: Path) -> list[Path]:

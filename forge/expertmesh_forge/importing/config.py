@@ -25,18 +25,19 @@ _SIZE_KEYS = (*_ATTENTION_KEYS, "_size", "_size_mlp", "_experts")
 
 @dataclass(frozen=True, slots=True)
 class CheckpointConfig:
-    """The values of a config over the family's own defaults; `path` names it in errors.
+    """The values of a config over the family's own defaults; `path` names it in errors, `defaulted` the keys left out.
 
     Every reader raises `SourceError` if the key is missing and has no default, or holds another kind of value.
     """
 
     path: Path
     values: Values
+    defaulted: frozenset[str] = frozenset()
 
     def over(self, defaults: Values) -> CheckpointConfig:
         """The same config; what it does not say, or says to be null, comes from `defaults`."""
         said = {key: value for key, value in self.values.items() if value is not None}
-        return CheckpointConfig(self.path, {**defaults, **said})
+        return CheckpointConfig(self.path, {**defaults, **said}, self.defaulted | (defaults.keys() - said.keys()))
 
     def section(self, key: str) -> CheckpointConfig:
         """A config inside this one; empty if it is not there."""
@@ -47,6 +48,10 @@ class CheckpointConfig:
 
     def has(self, key: str) -> bool:
         return self.values.get(key) is not None
+
+    def says(self, key: str) -> bool:
+        """Whether the config itself has the key, not only the defaults under it."""
+        return self.has(key) and key not in self.defaulted
 
     def either(self, *keys: str) -> str:
         """The first of several spellings of a key that the config has; the first one of all if it has none."""

@@ -165,6 +165,7 @@ def _manifest(name: str, checkpoint: Checkpoint, plan: ModelPlan, texts: TextFil
             rope_base=plan.rope_base,
             rope=plan.rope,
             norm_epsilon=plan.norm_epsilon,
+            latent_norm_epsilon=plan.latent_norm_epsilon,
             activation=plan.activation,
             segments=tuple(step.segment for step in steps),
         ),

@@ -6,12 +6,10 @@ import re
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from expertmesh_forge.dense_model import Floats
 from expertmesh_forge.errors import UnsupportedModel
 from expertmesh_forge.importing.checkpoint import Checkpoint
-from expertmesh_forge.importing.shards import CODE_DTYPES
 
 __all__ = ["Outline", "refuse_strangers"]
 
@@ -27,17 +25,18 @@ class Outline(Checkpoint):
 
     def read(self, name: str, shape: tuple[int, ...], part: int | None = None) -> Floats:
         """Zeros of the shape that reading would give."""
-        self.stored(name, shape)
-        return np.broadcast_to(np.float32(0), self._noted(name, shape, part))
+        scales = self.scales_of(self.stored(name, shape))
+        self.seen.update((name, scales.name) if scales else (name,))
+        return _zeros(shape, part)
 
-    def read_bytes(self, name: str, shape: tuple[int, ...], part: int | None = None) -> NDArray[np.uint8]:
+    def read_mxfp4(self, name: str, shape: tuple[int, ...], part: int | None = None) -> Floats:
         """Zeros of the shape that reading would give."""
-        self.stored(name, shape, CODE_DTYPES)
-        return np.broadcast_to(np.uint8(0), self._noted(name, shape, part))
+        self.seen.update(tensor.name for tensor in self.packed(name, shape))
+        return _zeros(shape, part)
 
-    def _noted(self, name: str, shape: tuple[int, ...], part: int | None) -> tuple[int, ...]:
-        self.seen.add(name)
-        return shape if part is None else shape[1:]
+
+def _zeros(shape: tuple[int, ...], part: int | None) -> Floats:
+    return np.broadcast_to(np.float32(0), shape if part is None else shape[1:])
 
 
 def refuse_strangers(outline: Outline, ignored: tuple[str, ...]) -> None:

@@ -69,14 +69,16 @@ class ModelPlan:
     rope: Rope
     layers: tuple[LayerPlan, ...]
     notes: tuple[str, ...] = ()
+    latent_norm_epsilon: float | None = None
 
     @property
     def trunk(self) -> TrunkShape:
         shapes = tuple(layer.attention for layer in self.layers)
         first = shapes[0]
         return TrunkShape(
-            len(shapes), self.hidden, first.heads, first.kv_heads, first.head_dim, self.norm_epsilon, shapes
-        )
+            len(shapes), self.hidden, first.heads, first.kv_heads, first.head_dim, self.norm_epsilon, shapes,
+            self.latent_norm_epsilon,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,8 @@ from expertmesh_forge.importing.config import CheckpointConfig
 
 __all__ = ["RopeSettings", "read_rope", "rope_settings", "yarn_magnitude"]
 
+_OLDER_NAMES = {"su": "longrope"}
+
 
 @dataclass(frozen=True, slots=True)
 class RopeSettings:
@@ -41,25 +43,61 @@ class RopeSettings:
 def rope_settings(config: CheckpointConfig, dim: int) -> RopeSettings:
     """What the config says, in either spelling: `rope_parameters`, or `rope_theta` beside `rope_scaling`.
 
-    Where both are there, `rope_scaling` counts: people add it by hand to serve longer texts.
+    Where both are there, `rope_scaling` counts: people add it by hand to serve longer texts. It rarely repeats the
+    theta; that of the saved `rope_parameters` is then the one that the model was trained with.
+
+    Raises:
+        UnsupportedModel: positions turn only a part of each head, or not alike in all layers.
+        SourceError: a value is missing, of the wrong kind, or contradicts another.
+
     """
-    scaling = config.section("rope_scaling")
-    given = scaling if scaling.values else config.section("rope_parameters")
-    theta = given if given.has("rope_theta") else config
+    scaling, saved = config.section("rope_scaling"), config.section("rope_parameters")
+    _require_alike(config, scaling, saved)
+    given = scaling if scaling.values else saved
     context = config.size("max_position_embeddings")
     # Phi keeps the trained length beside the rope parameters, and there it counts more.
     trained = config if config.has("original_max_position_embeddings") else given
-    kind = given.either("rope_type", "type")
+    spelling = given.either("rope_type", "type")
+    kind = given.text(spelling) if given.has(spelling) else "default"
     return RopeSettings(
         scaling=given,
-        kind=given.text(kind) if given.has(kind) else "default",
-        base=theta.positive("rope_theta"),
+        kind=_OLDER_NAMES.get(kind, kind),
+        base=_base(config, given, saved),
         dim=dim,
         context_tokens=context,
         trained_tokens=trained.size("original_max_position_embeddings")
         if trained.has("original_max_position_embeddings")
         else context,
     )  # fmt: skip
+
+
+def _require_alike(config: CheckpointConfig, *sections: CheckpointConfig) -> None:
+    """Heads turn whole, and in all layers alike, in every model that is served."""
+    for section in (config, *sections):
+        if section.has("partial_rotary_factor") and section.number("partial_rotary_factor") != 1.0:
+            raise UnsupportedModel(f"{config.path}: partial_rotary_factor other than 1 is not supported")
+    kinds = [key for section in sections for key, value in section.values.items() if _of_some_layers(key, value)]
+    if kinds:
+        raise UnsupportedModel(
+            f"{config.path}: rope parameters per layer type ({', '.join(kinds)}) are not supported: "
+            "positions must turn alike in all layers"
+        )
+
+
+def _of_some_layers(key: str, value: object) -> bool:
+    return isinstance(value, dict) or key.endswith("_attention")
+
+
+def _base(config: CheckpointConfig, given: CheckpointConfig, saved: CheckpointConfig) -> float:
+    if given.has("rope_theta") or not saved.has("rope_theta"):
+        return (given if given.has("rope_theta") else config).positive("rope_theta")
+    base = saved.positive("rope_theta")
+    if config.says("rope_theta") and config.positive("rope_theta") != base:
+        raise SourceError(
+            f"{config.path}: rope_theta is {config.positive('rope_theta'):g}, but {base:g} in 'rope_parameters', and "
+            "'rope_scaling' does not say which one it scales: put the right rope_theta into 'rope_scaling'"
+        )
+    return base
 
 
 def read_rope(settings: RopeSettings, served_tokens: int) -> Rope:
@@ -75,8 +113,6 @@ def read_rope(settings: RopeSettings, served_tokens: int) -> Rope:
         raise UnsupportedModel(
             f"{settings.scaling.path}: rope type {settings.kind!r} is not supported; there are {known}"
         )
-    if settings.scaling.has("partial_rotary_factor") and settings.scaling.number("partial_rotary_factor") != 1.0:
-        raise UnsupportedModel(f"{settings.scaling.path}: partial_rotary_factor other than 1 is not supported")
     try:
         with np.errstate(all="ignore"):
             frequencies, factor = _KINDS[settings.kind](settings, served_tokens)

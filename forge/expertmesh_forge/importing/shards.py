@@ -18,20 +18,25 @@ import numpy as np
 from expertmesh_common.bundle.tensors import Array
 from expertmesh_forge.errors import BadWeights, SourceError
 
-__all__ = ["CODE_DTYPES", "READ_DTYPES", "StoredTensor", "read_header", "read_tensor"]
+__all__ = ["CODE_DTYPES", "FLOAT_DTYPES", "FP8_DTYPE", "READ_DTYPES", "StoredTensor", "read_header", "read_tensor"]
 
 _MAX_HEADER_BYTES = 256 * 2**20
+FP8_DTYPE = "F8_E4M3"
+"""8-bit floats, which are weights only together with their scales; `read_tensor` gives their codes as uint8."""
 _DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "U8": np.dtype(np.uint8),
+    FP8_DTYPE: np.dtype(np.uint8),
 }
-READ_DTYPES = ("F32", "F16", "BF16")
+FLOAT_DTYPES = ("F32", "F16", "BF16")
+"""What scales are read from."""
+READ_DTYPES = (*FLOAT_DTYPES, FP8_DTYPE)
 """What weights are read from."""
 CODE_DTYPES = ("U8",)
 """What packed codes are read from: no weights before they are unpacked."""
-_ITEM_BITS = {"F64": 64, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8}
+_ITEM_BITS = {"F64": 64, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "BOOL": 8, "F8_E5M2": 8, "F8_E8M0": 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def read_tensor(tensor: StoredTensor, part: int | None = None) -> Array:
-    """The tensor, or item `part` along its first axis, as it is stored; its dtype must be one of the two lists above.
+    """The tensor, or item `part` along its first axis, as it is stored; its dtype must be in one of the lists above.
 
     Raises:
         BadWeights: the file ended early.

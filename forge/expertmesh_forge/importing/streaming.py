@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from expertmesh_forge.importing.checkpoint import Checkpoint
 from expertmesh_forge.importing.encoding import encode_in_slabs
 from expertmesh_forge.importing.families.base import Family
 from expertmesh_forge.importing.planning import ExpertPieces, LayerPlan, ModelPlan, Weights
+from expertmesh_forge.importing.ranges import require_range
 from expertmesh_forge.importing.resume import Step
 
 __all__ = ["CheckpointWriter"]
@@ -42,16 +44,17 @@ class CheckpointWriter:
         return Step(segment=segment, layer=layer)
 
     def _graphs(self, index: int) -> dict[Precision, Graph]:
-        weights = self._segment_weights(index)
-        return {precision: self._graph(index, weights, precision) for precision in self.precisions}
-
-    def _segment_weights(self, index: int) -> Weights:
-        if index == len(self.plan.layers):
-            return self.family.head(self.source)
-        weights = self.family.trunk(self.source, index)
+        weights = self._segment_weights(self.source, index)
+        place, again = f"segment {index} of the trunk", partial(self._segment_weights, index=index)
+        require_range(place, weights.matrices, self.precisions, self.source, again)
         if index == 0:
             weights.plain["embed"] = self.family.embedding(self.source)
-        return weights
+        return {precision: self._graph(index, weights, precision) for precision in self.precisions}
+
+    def _segment_weights(self, source: Checkpoint, index: int) -> Weights:
+        """All but the embedding of the first one."""
+        is_head = index == len(self.plan.layers)
+        return self.family.head(source) if is_head else self.family.trunk(source, index)
 
     def _graph(self, index: int, weights: Weights, precision: Precision) -> Graph:
         tensors: dict[str, Array] = dict(weights.plain)
@@ -72,7 +75,7 @@ class CheckpointWriter:
         frequency = min(1.0, gate.max_k / plan.experts)
         experts = []
         for number in range(plan.experts):
-            blobs = self._expert(self.family.expert(part, number), index)
+            blobs = self._expert(index, number)
             experts.append(Expert(index=number, width=plan.expert_width, frequency=frequency, blobs=blobs))
             self.on_piece()
         return Layer(
@@ -85,14 +88,21 @@ class CheckpointWriter:
         plan = self.plan.layers[index]
         return common_block(self.plan.hidden, plan.expert_width, plan.shared_width)
 
-    def _expert(self, pieces: ExpertPieces, index: int) -> dict[Precision, ExpertBlob]:
+    def _pieces(self, source: Checkpoint, index: int, number: int) -> ExpertPieces:
+        part = self.family.layer(source, index).below(*self.family.block)
+        return self.family.expert(part, number)
+
+    def _expert(self, index: int, number: int) -> dict[Precision, ExpertBlob]:
         width, block = self.plan.layers[index].expert_width, self._block(index)
-        gate_up = np.concatenate([pieces.gate, pieces.up])
+        pieces = self._pieces(self.source, index, number)
+        matrices = {"gate_up": np.concatenate([pieces.gate, pieces.up]), "down": pieces.down}
+        place, again = f"layer {index}, expert {number}", partial(self._pieces, index=index, number=number)
+        require_range(place, matrices, self.precisions, self.source, again)
         biases = _biases(pieces)
         blobs: dict[Precision, ExpertBlob] = {}
         for precision in self.precisions:
             tensors = dict(biases)
-            for name, matrix in (("gate_up", gate_up), ("down", pieces.down)):
+            for name, matrix in matrices.items():
                 tensors |= encode_in_slabs(name, matrix, precision, block)
             blob = put_tensors(self.blobs, tensors)
             shape = ExpertShape(self.plan.hidden, width, precision, self.plan.activation)

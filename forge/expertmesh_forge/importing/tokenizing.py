@@ -77,12 +77,20 @@ def _optional(path: Path) -> CheckpointConfig:
 def _chat_template(folder: Path, about: CheckpointConfig) -> str | None:
     path = folder / "chat_template.jinja"
     if not path.is_file():
-        found = _template_of(about.values.get("chat_template"))
-        return None if found is None else _parsing(found, about.path)
+        return _template_inside(about, _optional(folder / "chat_template.json"))
     try:
         return _parsing(path.read_text(encoding="utf-8"), path)
     except UnicodeDecodeError as error:
         raise SourceError(f"{path} is no text in UTF-8: {error}; fetch it again") from error
+
+
+def _template_inside(*files: CheckpointConfig) -> str | None:
+    """The first template that one of several JSON files holds.
+
+    The tokenizer's own comes first: transformers' tokenizers read no other, and what is served is text.
+    """
+    each = ((_template_of(file.values.get("chat_template")), file.path) for file in files)
+    return next((_parsing(text, path) for text, path in each if text is not None), None)
 
 
 def _parsing(text: str, origin: Path) -> str:

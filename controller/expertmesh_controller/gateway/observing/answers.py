@@ -110,6 +110,10 @@ class ObservedAnswering:
         """See `Answering.list_models`."""
         return await self._inner.list_models()
 
+    def fingerprint(self, model: str) -> str:
+        """See `Answering.fingerprint`."""
+        return self._inner.fingerprint(model)
+
     @contextlib.contextmanager
     def _observed(self, call: str, asked_model: str, caller: Caller) -> Iterator[_Seen]:
         seen, began = _Seen(call, self._served_name(asked_model), caller), time.monotonic()

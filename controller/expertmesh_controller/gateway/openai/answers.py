@@ -16,11 +16,12 @@ _REASONS = {inference_pb2.FINISH_REASON_STOP: "stop", inference_pb2.FINISH_REASO
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one event adds to an answer; `finish` is set on the last one."""
+    """What one event adds to an answer; `finish` is set on the last one, which also knows if the answer is `lossy`."""
 
     text: str
     logprobs: Sequence[Placed] = ()
     finish: str | None = None
+    lossy: bool = False
 
     @property
     def says_something(self) -> bool:
@@ -29,17 +30,18 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Echoed:
-    """A prompt as an answer begins with it; without log probabilities `entries` is empty."""
+    """A prompt as an answer begins with it; without log probabilities `entries` is empty. `lossy` tells of those."""
 
     text: str
     entries: tuple[Entry, ...] = ()
     tokens: int = 0
+    lossy: bool = False
 
     def piece(self) -> Piece:
         waiting = WaitingEntries()
         for entry in self.entries:
             waiting.add(entry)
-        return Piece(self.text, (*waiting.shown(len(self.text)), *waiting.rest()))
+        return Piece(self.text, (*waiting.shown(len(self.text)), *waiting.rest()), lossy=self.lossy)
 
 
 class AnswerPieces:
@@ -61,7 +63,8 @@ class AnswerPieces:
         if self._entries is not None:
             whole = finished.reason == inference_pb2.FINISH_REASON_LENGTH
             placed = self._entries.end(finished.text_tail, whole=whole)
-        return Piece(finished.text_tail, placed, _REASONS.get(finished.reason, "stop"))
+        reason = _REASONS.get(finished.reason, "stop")
+        return Piece(finished.text_tail, placed, reason, lossy=bool(finished.lossy))
 
 
 @dataclass(slots=True)

@@ -94,7 +94,8 @@ class _Door:
         body = await _body(request)
         ask = await asyncio.to_thread(read, body) if len(body) > LARGE_BYTES else read(body)
         reply = Reply(ask, self._answering, caller_of(request), deadline_s)
-        head = Head(f"{shape.prefix}-{uuid.uuid4().hex}", int(time.time()), ask.model)
+        fingerprint = self._answering.fingerprint(ask.model)
+        head = Head(f"{shape.prefix}-{uuid.uuid4().hex}", int(time.time()), ask.model, fingerprint)
         async with contextlib.aclosing(reply.pieces()) as pieces:
             if ask.stream:
                 return await self._stream(request, Chunks(shape, head, usage=ask.usage_in_stream), pieces, reply)

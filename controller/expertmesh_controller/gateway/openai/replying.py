@@ -49,7 +49,7 @@ class Reply:
             yield echoed.piece()
         if self._ask.only_echo and echoed is not None:
             self.usage.prompts[prompt] = echoed.tokens
-            yield Piece("", finish="length")
+            yield Piece("", finish="length", lossy=echoed.lossy)
             return
         call, start = self._ask.calls[number], 0 if echoed is None else len(echoed.text)
         entries = HeldEntries(start) if call.sampling.stop else WaitingEntries(start)
@@ -80,7 +80,7 @@ class Reply:
             score.ids.ids.extend(echo.prompt)
         scored = await self._answering.score(score, self._deadline_s, self._caller)
         entries = tuple(entry_of(token) for token in scored.tokens)
-        return Echoed(_text(echo, [entry.text_bytes for entry in entries]), entries, len(entries))
+        return Echoed(_text(echo, [entry.text_bytes for entry in entries]), entries, len(entries), bool(scored.lossy))
 
 
 def _text(echo: Echo, spelled: Iterable[bytes]) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from expertmesh_controller.gateway.openai.answers import Piece, Usage
@@ -74,14 +74,25 @@ CHAT: Shape = _Chat()
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What every part of an answer says: `created` in seconds since 1970."""
+    """What every part of an answer says: `created` in seconds since 1970, `fingerprint` as `Answering` tells it."""
 
     id: str
     created: int
     model: str
+    fingerprint: str
+
+    def of_lossy(self) -> Head:
+        """The same for an answer that something lossy touched."""
+        return replace(self, fingerprint=f"{self.fingerprint}_lossy")
 
     def fields(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+        }
 
 
 class Chunks:
@@ -90,14 +101,16 @@ class Chunks:
     def __init__(self, shape: Shape, head: Head, *, usage: bool) -> None:
         self.with_usage = usage
         self._shape, self._opened = shape, set[int]()
-        fields = json.dumps(head.fields(shape.chunk_object))[:-1]
-        self._front = f'data: {fields}, "choices":[{{"index":'
+        self._fields, self._lossy_fields = (
+            f"data: {json.dumps(each.fields(shape.chunk_object))[:-1]}" for each in (head, head.of_lossy())
+        )
         self._back = '}],"usage":null}\n\n' if usage else "}]}\n\n"
-        self._usage_front = f'data: {fields}, "choices":[],"usage":'
 
     def of(self, index: int, piece: Piece) -> bytes:
         """The events for a piece of answer `index`; may be empty."""
         shape, out = self._shape, ""
+        if piece.lossy:
+            self._fields = self._lossy_fields
         if shape.opening is not None and index not in self._opened:
             self._opened.add(index)
             out = self._event(index, shape.opening)
@@ -108,11 +121,12 @@ class Chunks:
         return out.encode()
 
     def usage(self, usage: Usage) -> bytes:
-        return f"{self._usage_front}{json.dumps(usage.body())}}}\n\n".encode()
+        return f'{self._fields}, "choices":[],"usage":{json.dumps(usage.body())}}}\n\n'.encode()
 
     def _event(self, index: int, said: str, placed: Sequence[Placed] = (), finish: str = "null") -> str:
         logprobs = json.dumps(self._shape.logprobs(placed)) if placed else "null"
-        return f'{self._front}{index},{said},"logprobs":{logprobs},"finish_reason":{finish}{self._back}'
+        front = f'{self._fields}, "choices":[{{"index":'
+        return f'{front}{index},{said},"logprobs":{logprobs},"finish_reason":{finish}{self._back}'
 
 
 @dataclass(slots=True)
@@ -122,15 +136,17 @@ class Whole:
     texts: list[str] = field(default_factory=list)
     placed: list[Placed] = field(default_factory=list)
     finish: str = "stop"
+    lossy: bool = False
 
     def add(self, piece: Piece) -> None:
         self.texts.append(piece.text)
         self.placed += piece.logprobs
         self.finish = piece.finish or self.finish
+        self.lossy = self.lossy or piece.lossy
 
 
 def whole_body(
-    shape: Shape, head: Head, answers: Iterable[Whole], usage: Usage, *, with_logprobs: bool
+    shape: Shape, head: Head, answers: Sequence[Whole], usage: Usage, *, with_logprobs: bool
 ) -> dict[str, Any]:
     """The body of a request that is answered at once."""
     choices = [
@@ -142,4 +158,6 @@ def whole_body(
         }
         for index, answer in enumerate(answers)
     ]
+    if any(answer.lossy for answer in answers):
+        head = head.of_lossy()
     return {**head.fields(shape.whole_object), "choices": choices, "usage": usage.body()}

@@ -18,7 +18,7 @@ from expertmesh_forge.dense_model import Floats
 from expertmesh_forge.errors import UnsupportedModel
 from expertmesh_forge.importing.checkpoint import Checkpoint
 from expertmesh_forge.importing.config import CheckpointConfig, Values
-from expertmesh_forge.importing.families.fitting import check_heads, check_picks
+from expertmesh_forge.importing.families.fitting import check_heads, check_picks, quantised_by
 from expertmesh_forge.importing.families.part import Part
 from expertmesh_forge.importing.planning import ExpertPieces, GatePlan, LayerPlan, ModelPlan, Weights
 from expertmesh_forge.importing.rope import read_rope, rope_settings
@@ -75,8 +75,7 @@ class Family(ABC):
             check_heads(self.config, self.hidden, self.heads, self.kv_heads)
         if self.config.text("hidden_act") != "silu":
             raise self.unsupported(f"activation {self.config.text('hidden_act')!r}", "only silu is")
-        quantised = self.config.section("quantization_config")
-        method = quantised.text("quant_method") if quantised.has("quant_method") else None
+        method = quantised_by(self.config)
         if method is not None and method not in self.quantised:
             raise self.unsupported(f"weights quantised by {method}", "take the bf16 or fp16 form of this checkpoint")
 

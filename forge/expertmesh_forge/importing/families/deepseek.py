@@ -15,10 +15,13 @@ from expertmesh_forge.importing.families.base import Family
 from expertmesh_forge.importing.families.fitting import check_groups
 from expertmesh_forge.importing.families.part import Part
 from expertmesh_forge.importing.families.rotary_rows import halves_first
-from expertmesh_forge.importing.planning import GatePlan, Weights
+from expertmesh_forge.importing.planning import GatePlan, ModelPlan, Weights
 from expertmesh_forge.importing.rope import rope_settings, yarn_magnitude
 
 __all__ = ["DeepseekV2", "DeepseekV3"]
+
+# The config speaks of the other norms only.
+_LATENT_NORM_EPSILON = 1e-6
 
 
 class _Deepseek(Family):
@@ -27,6 +30,7 @@ class _Deepseek(Family):
     experts_keys = ("n_routed_experts",)
     width_key = "moe_intermediate_size"
     heads_share_hidden = False  # they have sizes of their own
+    quantised = ("fp8",)
 
     def check(self) -> None:
         if self.config.flag("attention_bias"):
@@ -35,12 +39,13 @@ class _Deepseek(Family):
             raise self.unsupported("moe_layer_freq other than 1", "every layer after the dense ones has experts")
         if self.config.has("scoring_func") and self.config.text("scoring_func") != self.gate().scorer:
             raise self.unsupported(f"scoring_func {self.config.text('scoring_func')!r}", f"{self.gate().scorer} is")
-        if self.config.number("rms_norm_eps") != 1e-6:
-            raise self.unsupported("rms_norm_eps other than 1e-6", "the norms inside its attention have 1e-6")
         self.latent = LatentShape(
             self.config.size("kv_lora_rank"), self.config.size("qk_nope_head_dim"),
             self.config.size("qk_rope_head_dim"), self.config.size("v_head_dim"),
         )  # fmt: skip
+
+    def plan(self, context_tokens: int | None = None) -> ModelPlan:
+        return replace(super().plan(context_tokens), latent_norm_epsilon=_LATENT_NORM_EPSILON)
 
     def is_moe(self, layer: int) -> bool:
         return layer >= self.config.count("first_k_dense_replace")
@@ -147,6 +152,11 @@ class DeepseekV3(_Deepseek):
         "rms_norm_eps": 1e-6, "first_k_dense_replace": 3, "routed_scaling_factor": 2.5, "norm_topk_prob": True,
         "rope_interleave": True, "n_group": 8, "topk_group": 4,
     }  # fmt: skip
+
+    def check(self) -> None:
+        super().check()
+        if self.config.has("topk_method") and self.config.text("topk_method") != "noaux_tc":
+            raise self.unsupported(f"topk_method {self.config.text('topk_method')!r}", "noaux_tc is")
 
     def gate(self) -> GatePlan:
         return GatePlan(

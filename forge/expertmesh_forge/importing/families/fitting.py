@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from expertmesh_forge.importing.config import CheckpointConfig
 
-__all__ = ["attention_kinds", "check_groups", "check_heads", "check_picks", "of_every_layer"]
+__all__ = ["attention_kinds", "check_groups", "check_heads", "check_picks", "of_every_layer", "quantised_by"]
 
 _Any = TypeVar("_Any")
 _KINDS = ("full_attention", "sliding_attention")
@@ -37,6 +37,14 @@ def check_groups(config: CheckpointConfig, experts: int, picked: int) -> None:
         raise config.wrong("topk_group", f"at most n_group {count}")
     if kept * (experts // count) < picked:
         raise config.wrong("topk_group", f"enough groups of {experts // count} to pick {picked} experts from")
+
+
+def quantised_by(config: CheckpointConfig) -> str | None:
+    """By which method a config says that its weights are quantised; None if it says that they are not."""
+    if not config.has("quantization_config"):
+        return None
+    about = config.section("quantization_config")
+    return about.text("quant_method") if about.has("quant_method") else "a method that it does not name"
 
 
 def of_every_layer(config: CheckpointConfig, key: str, found: Sequence[_Any], layers: int) -> Sequence[_Any]:

@@ -9,12 +9,10 @@ from expertmesh_forge.importing.config import Values
 from expertmesh_forge.importing.families.base import Family
 from expertmesh_forge.importing.families.fitting import attention_kinds
 from expertmesh_forge.importing.families.part import Part
-from expertmesh_forge.importing.mxfp4 import dequantise_mxfp4
+from expertmesh_forge.importing.mxfp4 import MXFP4_BLOCK
 from expertmesh_forge.importing.planning import ExpertPieces, GatePlan, Weights
 
 __all__ = ["GptOss"]
-
-_MXFP4_BLOCK = 32
 
 
 class GptOss(Family):
@@ -69,9 +67,6 @@ class GptOss(Family):
         experts, _ = self.experts()
         if not at.has(f"{name}_blocks"):
             return at.read(name, experts, inner, rows, part=index).T
-        if inner % _MXFP4_BLOCK:
-            raise self.unsupported(f"MXFP4 experts of inner size {inner}", f"multiples of {_MXFP4_BLOCK} are")
-        blocks = inner // _MXFP4_BLOCK
-        codes = at.read_bytes(f"{name}_blocks", experts, rows, blocks, _MXFP4_BLOCK // 2, part=index)
-        scales = at.read_bytes(f"{name}_scales", experts, rows, blocks, part=index)
-        return dequantise_mxfp4(codes, scales)
+        if inner % MXFP4_BLOCK:
+            raise self.unsupported(f"MXFP4 experts of inner size {inner}", f"multiples of {MXFP4_BLOCK} are")
+        return at.read_mxfp4(name, experts, rows, inner, part=index)

@@ -29,6 +29,11 @@ class GraniteMoe(Family):
     block = ("block_sparse_moe",)
     router_names = ("router.layer.weight", "router.weight")
 
+    def check(self) -> None:
+        kind = "position_embedding_type"
+        if self.config.has(kind) and self.config.text(kind) != "rope":
+            raise self.unsupported(f"{kind} {self.config.text(kind)!r}", "rope is")
+
     def gate(self) -> GatePlan:
         return GatePlan("linear", self.picked(), "softmax")
 

@@ -34,7 +34,7 @@ class Llama4Text(Family):
     def __init__(self, config: CheckpointConfig) -> None:
         inside = config.section("text_config")
         self.sees = bool(inside.values)
-        super().__init__(inside if self.sees else config)
+        super().__init__(_with_quantisation(inside, config) if self.sees else config)
 
     def gate(self) -> GatePlan:
         return GatePlan("linear", self.picked(), "sigmoid", weight_on="input")
@@ -101,3 +101,9 @@ class Llama4Text(Family):
         both = part.read("experts.gate_up_proj", experts, self.hidden, 2 * width, part=index)
         down = part.read("experts.down_proj", experts, width, self.hidden, part=index)
         return ExpertPieces(both[:, :width].T, both[:, width:].T, down.T)
+
+
+def _with_quantisation(inside: CheckpointConfig, whole: CheckpointConfig) -> CheckpointConfig:
+    """A model that sees says beside `text_config` how its weights are quantised, those of the text among them."""
+    key = "quantization_config"
+    return CheckpointConfig(inside.path, {**inside.values, key: whole.values[key]}) if whole.has(key) else inside

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from expertmesh_forge.dense_model import Floats
 from expertmesh_forge.importing.checkpoint import Checkpoint
 
@@ -33,9 +30,10 @@ class Part:
         """A tensor of `shape` as float32, or item `part` along its first axis."""
         return self.source.read(self.source.first(self._spellings(names)), shape, part)
 
-    def read_bytes(self, names: Names, *shape: int, part: int | None = None) -> NDArray[np.uint8]:
-        """A uint8 tensor of `shape`, or item `part` along its first axis."""
-        return self.source.read_bytes(self.source.first(self._spellings(names)), shape, part)
+    def read_mxfp4(self, name: str, *shape: int, part: int | None = None) -> Floats:
+        """A packed tensor of `shape` as float32, or item `part` along its first axis; `name` without its endings."""
+        codes = self.source.first(self._spellings(f"{name}_blocks"))
+        return self.source.read_mxfp4(codes.removesuffix("_blocks"), shape, part)
 
     def _spellings(self, names: Names) -> tuple[str, ...]:
         each = (names,) if isinstance(names, str) else names

@@ -16,6 +16,7 @@ __all__ = ["Qwen2Moe", "Qwen3Moe"]
 class _Qwen(Family):
     experts_keys = ("num_experts", "num_local_experts")
     width_key = "moe_intermediate_size"
+    quantised = ("fp8",)
 
     def gate(self) -> GatePlan:
         weighting: Weighting = "normalised" if self.config.flag("norm_topk_prob") else "score"

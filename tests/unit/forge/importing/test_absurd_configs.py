@@ -33,6 +33,7 @@ ALONE = [
     ("rms_norm_eps", -1e-5, "above 0, it is -1e-05"),
     ("rms_norm_eps", "1e-5", "a number, it is '1e-5'"),
     ("quantization_config", "fp8", "an object, it is 'fp8'"),
+    ("partial_rotary_factor", "half", "a number, it is 'half'"),
 ]
 ROTARY = [
     ("rope_scaling", 0, "'rope_scaling' must be an object, it is 0"),
@@ -68,6 +69,13 @@ TOGETHER = [
     ("deepseek_v3", {"n_group": 3}, "'n_group' must be a divisor of n_routed_experts 8"),
     ("deepseek_v3", {"topk_group": 5}, "'topk_group' must be at most n_group 4"),
     ("deepseek_v3", {"topk_group": 1}, "'topk_group' must be enough groups of 2 to pick 3 experts from"),
+    ("deepseek_v3", {"topk_method": 3}, "'topk_method' must be a text, it is 3"),
+    ("mixtral", {"quantization_config": {"quant_method": 8}}, "'quant_method' must be a text, it is 8"),
+    (
+        "mixtral",
+        {"rope_theta": 2e6, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        r"rope_theta is 2e\+06, but 1e\+06 in 'rope_parameters'",
+    ),
     ("deepseek_v3", {"n_shared_experts": -1}, "'n_shared_experts' must be at least 0"),
     ("deepseek_v2", {"first_k_dense_replace": -1}, "'first_k_dense_replace' must be at least 0"),
     ("phimoe", {"router_jitter_noise": -0.1}, "'router_jitter_noise' must be at least 0"),

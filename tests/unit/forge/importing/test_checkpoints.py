@@ -56,24 +56,24 @@ def test_the_digest_follows_config_and_weights(tmp_path) -> None:
     assert open_checkpoint(tmp_path / "c").digest != first
 
 
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int64])
+@pytest.mark.parametrize("dtype", [torch.float8_e5m2, torch.int64])
 def test_other_dtypes_are_refused_by_name(tmp_path, dtype) -> None:
     source = open_checkpoint(folder_of(tmp_path / "c", {"a": VALUES.to(dtype)}))
 
     with pytest.raises(
-        UnsupportedModel, match=r"model.safetensors: tensor a is (F8_E4M3|I64); read are F32, F16, BF16"
+        UnsupportedModel, match=r"model.safetensors: tensor a is (F8_E5M2|I64); read are F32, F16, BF16"
     ):
         source.read("a", (2, 3, 4))
 
 
 def test_packed_codes_are_no_weights_and_weights_no_codes(tmp_path) -> None:
-    source = open_checkpoint(folder_of(tmp_path / "c", {"a": VALUES, "codes": torch.ones(3, 4, dtype=torch.uint8)}))
+    codes = {"codes_blocks": torch.full((3, 1, 16), 0x22, dtype=torch.uint8), "codes_scales": torch.ones(3, 1)}
+    source = open_checkpoint(folder_of(tmp_path / "c", codes))
 
-    assert source.read_bytes("codes", (3, 4)).tolist() == [[1] * 4] * 3
-    with pytest.raises(UnsupportedModel, match="tensor codes is U8; read are F32"):
-        source.read("codes", (3, 4))
-    with pytest.raises(UnsupportedModel, match="tensor a is F32; read are U8"):
-        source.read_bytes("a", (2, 3, 4))
+    with pytest.raises(UnsupportedModel, match="tensor codes_blocks is U8; read are F32"):
+        source.read("codes_blocks", (3, 1, 16))
+    with pytest.raises(UnsupportedModel, match="tensor codes_scales is F32; read are U8"):
+        source.read_mxfp4("codes", (3, 32))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

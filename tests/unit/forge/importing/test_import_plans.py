@@ -119,6 +119,16 @@ def test_llama_4_is_found_inside_a_model_that_sees(checkpoint) -> None:
     assert "the part that sees images is left out" in plan.notes[-1]
 
 
+@pytest.mark.parametrize("inside", [{}, {"quantization_config": None}, {"quantization_config": {"quant_method": "x"}}])
+def test_how_a_model_that_sees_says_its_weights_are_quantised_is_heard(checkpoint, inside) -> None:
+    folder = checkpoint("llama4_text")
+    text = {**read_json(folder / "config.json").values, **inside}
+    whole = {"model_type": "llama4", "text_config": text, "quantization_config": {"quant_method": "fbgemm_fp8"}}
+
+    with pytest.raises(UnsupportedModel, match="llama4_text with weights quantised by fbgemm_fp8 is not supported"):
+        family_of(CheckpointConfig(folder, whole))
+
+
 def test_phimoe_serves_short_texts_unless_asked_for_long_ones(checkpoint) -> None:
     folder = checkpoint("phimoe")
     short, long = plan_of(folder), plan_of(folder, 256)
@@ -133,6 +143,8 @@ REFUSED = [
     ("mixtral", {"hidden_act": "gelu"}, "activation 'gelu'"),
     ("mixtral", {"quantization_config": {"quant_method": "fp8"}}, "weights quantised by fp8"),
     ("mixtral", {"quantization_config": {"quant_method": "mxfp4"}}, "weights quantised by mxfp4"),
+    ("mixtral", {"quantization_config": {"bits": 4}}, "weights quantised by a method that it does not name"),
+    ("gpt_oss", {"quantization_config": {}}, "weights quantised by a method that it does not name"),
     ("olmoe", {"clip_qkv": 8.0}, "clip_qkv 8.0"),
     ("phimoe", {"num_experts_per_tok": 3}, "num_experts_per_tok other than 2"),
     ("deepseek_v2", {"topk_method": "noaux_tc"}, "topk_method 'noaux_tc'"),
@@ -140,7 +152,9 @@ REFUSED = [
     ("deepseek_v2", {"moe_layer_freq": 2}, "moe_layer_freq"),
     ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func 'softmax'"),
     ("deepseek_v3", {"attention_bias": True}, "attention_bias"),
-    ("deepseek_v3", {"rms_norm_eps": 1e-5}, "rms_norm_eps"),
+    ("deepseek_v3", {"topk_method": "greedy"}, "topk_method 'greedy'"),
+    ("granitemoe", {"position_embedding_type": "nope"}, "position_embedding_type 'nope'"),
+    ("granitemoeshared", {"position_embedding_type": "nope"}, "position_embedding_type 'nope'"),
     ("gpt_oss", {"swiglu_limit": 6.0}, "swiglu_limit 6.0"),
 ]
 
@@ -149,6 +163,38 @@ REFUSED = [
 def test_settings_that_would_be_served_wrongly_are_refused(checkpoint, family: str, changes, words: str) -> None:
     with pytest.raises(UnsupportedModel, match=f"{family} with {words}.* is not supported"):
         plan_of(checkpoint(family), **changes)
+
+
+@pytest.mark.parametrize("family", hf.FAMILIES)
+def test_positions_that_no_family_has_are_refused_in_every_family(checkpoint, family: str) -> None:
+    folder = checkpoint(family)
+
+    with pytest.raises(UnsupportedModel, match="partial_rotary_factor other than 1 is not supported"):
+        plan_of(folder, partial_rotary_factor=0.5)
+    with pytest.raises(UnsupportedModel, match=r"rope parameters per layer type \(full_attention\) are not supported"):
+        plan_of(folder, rope_parameters={"full_attention": {"rope_type": "default", "rope_theta": 1e4}})
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("deepseek_v3", {"topk_method": "noaux_tc"}),
+        ("granitemoe", {"position_embedding_type": "rope"}),
+        ("mixtral", {"quantization_config": None}),
+    ],
+)
+def test_settings_that_say_the_usual_change_nothing(checkpoint, family: str, changes) -> None:
+    assert plan_of(checkpoint(family), **changes) == plan_of(checkpoint(family))
+
+
+def test_scaling_added_to_a_saved_checkpoint_keeps_its_theta(checkpoint) -> None:
+    theta = {"rope_type": "default", "rope_theta": 1e6}
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+
+    plan = plan_of(checkpoint("qwen3_moe", rope_parameters=theta), rope_scaling=yarn)
+
+    assert plan.rope_base == 1e6
+    assert plan.rope == plan_of(checkpoint("qwen3_moe"), rope_parameters={**theta, **yarn}).rope
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """Tokenizer, chat template and the ids around a text, from whichever file says them."""
 
 import json
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from expertmesh_forge.errors import SourceError
 from expertmesh_forge.importing.config import read_json
@@ -85,6 +87,23 @@ def test_a_template_of_its_own_file_wins(mixtral) -> None:
     assert texts_of(mixtral).chat_template == "{{ messages[0].content }}"
 
 
+PLACES = {"chat_template.jinja": "j", "tokenizer_config.json": "t", "chat_template.json": "p"}
+
+
+@pytest.mark.parametrize("files", [*combinations(PLACES, 1), *combinations(PLACES, 2), tuple(PLACES)])
+def test_templates_in_several_files_count_in_the_order_of_transformers(mixtral, files: tuple[str, ...]) -> None:
+    (mixtral / "tokenizer_config.json").unlink()
+    for file in files:
+        text = PLACES[file] if file.endswith("jinja") else json.dumps({"chat_template": PLACES[file]})
+        (mixtral / file).write_text(text)
+
+    found = texts_of(mixtral).chat_template
+
+    assert found == PLACES[min(files, key=list(PLACES).index)]
+    if files != ("chat_template.json",):  # its tokenizers do not read it, its processors do
+        assert found == AutoTokenizer.from_pretrained(mixtral).chat_template
+
+
 def test_of_several_templates_the_default_one_is_taken(mixtral) -> None:
     named = [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]
     say(mixtral, "tokenizer_config.json", chat_template=named)
@@ -119,6 +138,22 @@ def test_what_is_no_template_names_its_file(mixtral, text: str) -> None:
     (mixtral / "chat_template.jinja").write_text(text)
 
     with pytest.raises(SourceError, match=r"chat_template.jinja: the chat template (has an error|does not compile)"):
+        texts_of(mixtral)
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "chat_template.json"])
+def test_what_is_no_template_names_the_file_that_holds_it(mixtral, file: str) -> None:
+    say(mixtral, "tokenizer_config.json")
+    say(mixtral, file, chat_template="{% for x %}")
+
+    with pytest.raises(SourceError, match=f"{file}: the chat template has an error"):
+        texts_of(mixtral)
+
+
+def test_a_template_file_that_is_cut_short_is_named(mixtral) -> None:
+    (mixtral / "chat_template.json").write_text('{"chat_template": "')
+
+    with pytest.raises(SourceError, match=r"chat_template\.json is not valid JSON"):
         texts_of(mixtral)
 
 

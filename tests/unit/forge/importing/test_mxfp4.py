@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from expertmesh_forge.errors import BadWeights
+from expertmesh_forge.importing.checkpoint import open_checkpoint
 from expertmesh_forge.importing.mxfp4 import dequantise_mxfp4
 
 
@@ -28,6 +30,24 @@ def test_all_sixteen_codes_are_the_values_of_the_format() -> None:
     assert got[0, :16].tolist() == [*half, *[-value for value in half]]
 
 
-def test_a_scale_that_is_no_number_is_refused() -> None:
-    with pytest.raises(BadWeights, match="scale 255"):
-        dequantise_mxfp4(np.zeros((1, 1, 16), np.uint8), np.array([[255]], np.uint8))
+@pytest.mark.parametrize("scale", [254, 255])
+def test_what_is_no_number_once_unpacked_names_file_and_tensors(tmp_path, scale: int) -> None:
+    codes, scales = np.zeros((2, 3, 1, 16), np.uint8), np.full((2, 3, 1), 127, np.uint8)
+    codes[1, 2, 0, 7], scales[1, 2, 0] = 0x60, scale  # 4 times 2^127
+    save_file({"up_blocks": codes, "up_scales": scales}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    source = open_checkpoint(tmp_path)
+
+    words = r"model\.safetensors: tensor up_blocks, times up_scales of model\.safetensors, holds NaN or infinity"
+    with pytest.raises(BadWeights, match=words):
+        source.read_mxfp4("up", (2, 3, 32), part=1)
+    assert not source.read_mxfp4("up", (2, 3, 32), part=0).any()
+
+
+def test_the_largest_and_smallest_scales_are_exact() -> None:
+    codes = np.zeros((2, 1, 16), np.uint8)
+    codes[:, 0, 0] = 0x91  # 0.5, then -0.5
+
+    got = dequantise_mxfp4(codes, np.array([[0], [254]], np.uint8))
+
+    assert got[:, :2].tolist() == [[2.0**-128, -(2.0**-128)], [2.0**126, -(2.0**126)]]

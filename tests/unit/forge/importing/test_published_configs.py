@@ -1,136 +1,157 @@
-"""Configs as the well-known checkpoints spell them: older key names, nulls, and what they leave out."""
+"""Configs of well-known checkpoints: what is read from them, and what they leave out."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from transformers import AutoConfig
 
+from expertmesh_common.bundle.parts import Groups
 from expertmesh_forge.errors import UnsupportedModel
 from expertmesh_forge.importing.config import CheckpointConfig
-from expertmesh_forge.importing.families import FAMILIES, family_of
-from expertmesh_forge.importing.planning import ModelPlan
-
-YARN = {"type": "yarn", "factor": 40, "beta_fast": 32, "beta_slow": 1, "original_max_position_embeddings": 4096}
-PHI_ROPE = {
-    "type": "longrope", "short_factor": [1.0] * 64, "long_factor": [2.0] * 64, "short_mscale": 1.243163121016122,
-    "long_mscale": 1.243163121016122, "original_max_position_embeddings": 4096,
-}  # fmt: skip
-
-MIXTRAL_8X7B = {
-    "model_type": "mixtral", "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336,
-    "max_position_embeddings": 32768, "num_attention_heads": 32, "num_experts_per_tok": 2, "num_hidden_layers": 32,
-    "num_key_value_heads": 8, "num_local_experts": 8, "rms_norm_eps": 1e-05, "rope_theta": 1e6,
-    "sliding_window": None, "tie_word_embeddings": False, "vocab_size": 32000,
-}  # fmt: skip
-QWEN15_MOE = {
-    "model_type": "qwen2_moe", "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 5632,
-    "max_position_embeddings": 8192, "max_window_layers": 21, "num_attention_heads": 16, "num_hidden_layers": 24,
-    "num_key_value_heads": 16, "rms_norm_eps": 1e-06, "rope_theta": 1e6, "sliding_window": 32768,
-    "use_sliding_window": False, "vocab_size": 151936, "decoder_sparse_step": 1, "moe_intermediate_size": 1408,
-    "shared_expert_intermediate_size": 5632, "num_experts_per_tok": 4, "num_experts": 60, "norm_topk_prob": False,
-}  # fmt: skip
-QWEN3_30B_A3B = {
-    "model_type": "qwen3_moe", "attention_bias": False, "head_dim": 128, "hidden_act": "silu", "hidden_size": 2048,
-    "decoder_sparse_step": 1, "intermediate_size": 6144, "max_position_embeddings": 40960, "mlp_only_layers": [],
-    "moe_intermediate_size": 768, "norm_topk_prob": True, "num_attention_heads": 32, "num_experts": 128,
-    "num_experts_per_tok": 8, "num_hidden_layers": 48, "num_key_value_heads": 4, "rms_norm_eps": 1e-06,
-    "rope_scaling": None, "rope_theta": 1e6, "sliding_window": None, "vocab_size": 151936,
-}  # fmt: skip
-OLMOE_1B_7B = {
-    "model_type": "olmoe", "attention_bias": False, "clip_qkv": None, "hidden_act": "silu", "hidden_size": 2048,
-    "intermediate_size": 1024, "max_position_embeddings": 4096, "norm_topk_prob": False, "num_attention_heads": 16,
-    "num_experts": 64, "num_experts_per_tok": 8, "num_hidden_layers": 16, "num_key_value_heads": 16,
-    "rope_scaling": None, "rope_theta": 10000.0, "vocab_size": 50304,
-}  # fmt: skip
-GRANITE_3B_A800M = {
-    "model_type": "granitemoe", "attention_bias": False, "attention_multiplier": 0.015625, "hidden_act": "silu",
-    "embedding_multiplier": 12.0, "hidden_size": 1536, "intermediate_size": 512, "logits_scaling": 6.0,
-    "max_position_embeddings": 131072, "num_attention_heads": 24, "num_experts_per_tok": 8, "num_hidden_layers": 32,
-    "num_key_value_heads": 8, "num_local_experts": 40, "residual_multiplier": 0.22, "rms_norm_eps": 1e-06,
-    "rope_scaling": None, "rope_theta": 1e7, "tie_word_embeddings": True, "vocab_size": 49155,
-}  # fmt: skip
-PHI_35_MOE = {
-    "model_type": "phimoe", "attention_bias": True, "hidden_act": "silu", "hidden_size": 4096,
-    "input_jitter_noise": 0.01, "intermediate_size": 6400, "lm_head_bias": True, "max_position_embeddings": 131072,
-    "num_attention_heads": 32, "num_experts_per_tok": 2, "num_hidden_layers": 32, "num_key_value_heads": 8,
-    "num_local_experts": 16, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-05, "rope_scaling": PHI_ROPE,
-    "rope_theta": 10000.0, "router_jitter_noise": 0.01, "sliding_window": 131072, "vocab_size": 32064,
-}  # fmt: skip
-DEEPSEEK_V2_LITE = {
-    "model_type": "deepseek_v2", "attention_bias": False, "first_k_dense_replace": 1, "hidden_act": "silu",
-    "hidden_size": 2048, "intermediate_size": 10944, "kv_lora_rank": 512, "max_position_embeddings": 163840,
-    "moe_intermediate_size": 1408, "moe_layer_freq": 1, "n_group": 1, "n_routed_experts": 64, "n_shared_experts": 2,
-    "norm_topk_prob": False, "num_attention_heads": 16, "num_experts_per_tok": 6, "num_hidden_layers": 27,
-    "num_key_value_heads": 16, "q_lora_rank": None, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
-    "rms_norm_eps": 1e-06, "rope_scaling": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707}, "rope_theta": 10000,
-    "routed_scaling_factor": 1.0, "scoring_func": "softmax", "topk_group": 1, "topk_method": "greedy",
-    "v_head_dim": 128, "vocab_size": 102400,
-}  # fmt: skip
-DEEPSEEK_V3 = {
-    "model_type": "deepseek_v3", "attention_bias": False, "first_k_dense_replace": 3, "hidden_act": "silu",
-    "hidden_size": 7168, "intermediate_size": 18432, "kv_lora_rank": 512, "max_position_embeddings": 163840,
-    "moe_intermediate_size": 2048, "moe_layer_freq": 1, "n_group": 8, "n_routed_experts": 256, "n_shared_experts": 1,
-    "norm_topk_prob": True, "num_attention_heads": 128, "num_experts_per_tok": 8, "num_hidden_layers": 61,
-    "num_key_value_heads": 128, "num_nextn_predict_layers": 1, "q_lora_rank": 1536, "qk_nope_head_dim": 128,
-    "qk_rope_head_dim": 64, "rms_norm_eps": 1e-06, "rope_scaling": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
-    "rope_theta": 10000, "routed_scaling_factor": 2.5, "scoring_func": "sigmoid", "topk_group": 4,
-    "topk_method": "noaux_tc", "v_head_dim": 128, "vocab_size": 129280,
-}  # fmt: skip
-GPT_OSS_20B = {
-    "model_type": "gpt_oss", "attention_bias": True, "experts_per_token": 4, "head_dim": 64, "hidden_act": "silu",
-    "hidden_size": 2880, "initial_context_length": 4096, "intermediate_size": 2880,
-    "layer_types": ["sliding_attention", "full_attention"] * 12, "max_position_embeddings": 131072,
-    "num_attention_heads": 64, "num_hidden_layers": 24, "num_key_value_heads": 8, "num_local_experts": 32,
-    "quantization_config": {"quant_method": "mxfp4"}, "rms_norm_eps": 1e-05, "rope_theta": 150000,
-    "rope_scaling": {
-        "rope_type": "yarn", "beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0, "truncate": False,
-        "original_max_position_embeddings": 4096,
-    },
-    "sliding_window": 128, "swiglu_limit": 7.0, "tie_word_embeddings": False, "vocab_size": 201088,
-}  # fmt: skip
-LLAMA_4_SCOUT = {
-    "model_type": "llama4", "vision_config": {"model_type": "llama4_vision_model"},
-    "text_config": {
-        "model_type": "llama4_text", "attention_chunk_size": 8192, "head_dim": 128, "hidden_act": "silu",
-        "hidden_size": 5120, "interleave_moe_layer_step": 1, "intermediate_size": 8192, "intermediate_size_mlp": 16384,
-        "max_position_embeddings": 10485760, "no_rope_layers": [], "num_attention_heads": 40, "num_hidden_layers": 48,
-        "num_key_value_heads": 8, "num_local_experts": 16, "num_experts_per_tok": 1, "rms_norm_eps": 1e-05,
-        "rope_theta": 500000.0, "use_qk_norm": True, "vocab_size": 202048,
-        "rope_scaling": {
-            "rope_type": "llama3", "factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0,
-            "original_max_position_embeddings": 8192,
-        },
-    },
-}  # fmt: skip
-
-# (experts of a MoE layer, their width, MoE layers, longest text that is served)
-PUBLISHED = {
-    "Mixtral 8x7B": (MIXTRAL_8X7B, (8, 14336, 32, 32768)),
-    "Qwen1.5-MoE-A2.7B": (QWEN15_MOE, (60, 1408, 24, 8192)),
-    "Qwen3-30B-A3B": (QWEN3_30B_A3B, (128, 768, 48, 40960)),
-    "OLMoE-1B-7B": (OLMOE_1B_7B, (64, 1024, 16, 4096)),
-    "Granite-3B-A800M": (GRANITE_3B_A800M, (40, 512, 32, 131072)),
-    "Phi-3.5-MoE": (PHI_35_MOE, (16, 6400, 32, 4096)),
-    "DeepSeek-V2-Lite": (DEEPSEEK_V2_LITE, (64, 1408, 26, 163840)),
-    "DeepSeek-V3": (DEEPSEEK_V3, (256, 2048, 58, 163840)),
-    "gpt-oss-20b": (GPT_OSS_20B, (32, 2880, 24, 131072)),
-    "Llama 4 Scout": (LLAMA_4_SCOUT, (16, 8192, 48, 8191)),
-}
+from expertmesh_forge.importing.families import FAMILIES, Family, family_of
+from expertmesh_forge.importing.planning import GatePlan, ModelPlan
+from expertmesh_forge.importing.rope import rope_settings
+from models import published_configs as published
 
 
-def plan_of(values: dict[str, object]) -> ModelPlan:
-    return family_of(CheckpointConfig(Path("config.json"), values)).plan()
+@dataclass(frozen=True)
+class Expected:
+    """`widths` are those of one expert, of the shared ones and of a dense block; `rope` is kind, theta and values that
+    turn; `window` is that of every other layer, the first among them."""
+
+    config: published.Values
+    layers: int
+    experts: int
+    widths: tuple[int, ...]
+    gate: GatePlan
+    rope: tuple[str, float, int]
+    context_tokens: int
+    dense: tuple[int, ...] = ()
+    window: int = 0
+    epsilons: tuple[float, float | None] = (1e-6, None)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_configs_are_understood(name: str) -> None:
-    values, expected = PUBLISHED[name]
-    plan = plan_of(values)
+LATENT_EPSILONS = (1e-6, 1e-6)
+EXPECTED = {
+    "Mixtral 8x7B": Expected(
+        published.MIXTRAL_8X7B, 32, 8, (14336, 0), GatePlan("softmax", 2, "normalised"), ("default", 1e6, 128), 32768,
+        epsilons=(1e-5, None),
+    ),
+    "Mixtral 8x22B": Expected(
+        published.MIXTRAL_8X22B, 56, 8, (16384, 0), GatePlan("softmax", 2, "normalised"), ("default", 1e6, 128), 65536,
+        epsilons=(1e-5, None),
+    ),
+    "Qwen1.5-MoE-A2.7B": Expected(
+        published.QWEN15_MOE, 24, 60, (1408, 5632), GatePlan("softmax", 4, "score"), ("default", 1e6, 128), 8192,
+    ),
+    "Qwen2-57B-A14B": Expected(
+        published.QWEN2_57B_A14B, 28, 64, (2560, 20480), GatePlan("softmax", 8, "score"), ("default", 1e6, 128), 131072,
+    ),
+    "Qwen3-30B-A3B": Expected(
+        published.QWEN3_30B_A3B, 48, 128, (768, 0), GatePlan("softmax", 8, "normalised"), ("default", 1e6, 128), 40960,
+    ),
+    "OLMoE-1B-7B": Expected(
+        published.OLMOE_1B_7B, 16, 64, (1024, 0), GatePlan("softmax", 8, "score"), ("default", 1e4, 128), 4096,
+        epsilons=(1e-5, None),
+    ),
+    "Granite-3B-A800M": Expected(
+        published.GRANITE_3B_A800M, 32, 40, (512, 0), GatePlan("linear", 8, "softmax"), ("default", 1e7, 64), 131072,
+    ),
+    "Phi-3.5-MoE": Expected(
+        published.PHI_35_MOE, 32, 16, (6400, 0), GatePlan("linear", 2, "sparse-mixer", epsilon=0.01),
+        ("longrope", 1e4, 128), 4096, epsilons=(1e-5, None),
+    ),
+    "DeepSeek-V2-Lite": Expected(
+        published.DEEPSEEK_V2_LITE, 27, 64, (1408, 2816, 10944), GatePlan("softmax", 6, "score"), ("yarn", 1e4, 64),
+        163840, dense=(0,), epsilons=LATENT_EPSILONS,
+    ),
+    "DeepSeek-V2": Expected(
+        published.DEEPSEEK_V2, 60, 160, (1536, 3072, 12288),
+        GatePlan("softmax", 6, "score", scale=16.0, groups=Groups(count=8, kept=3, score="max")), ("yarn", 1e4, 64),
+        163840, dense=(0,), epsilons=LATENT_EPSILONS,
+    ),
+    "DeepSeek-V3": Expected(
+        published.DEEPSEEK_V3, 61, 256, (2048, 2048, 18432),
+        GatePlan("sigmoid", 8, "normalised", scale=2.5, groups=Groups(count=8, kept=4, score="top2_sum")),
+        ("yarn", 1e4, 64), 163840, dense=(0, 1, 2), epsilons=LATENT_EPSILONS,
+    ),
+    "Moonlight-16B-A3B": Expected(
+        published.MOONLIGHT_16B_A3B, 27, 64, (1408, 2816, 11264), GatePlan("sigmoid", 6, "normalised", scale=2.446),
+        ("default", 5e4, 64), 8192, dense=(0,), epsilons=(1e-5, 1e-6),
+    ),
+    "gpt-oss-20b": Expected(
+        published.GPT_OSS_20B, 24, 32, (2880, 0), GatePlan("linear", 4, "softmax"), ("yarn", 150000.0, 64), 131072,
+        window=128, epsilons=(1e-5, None),
+    ),
+    "gpt-oss-120b": Expected(
+        published.GPT_OSS_120B, 36, 128, (2880, 0), GatePlan("linear", 4, "softmax"), ("yarn", 150000.0, 64), 131072,
+        window=128, epsilons=(1e-5, None),
+    ),
+    "Llama 4 Scout": Expected(
+        published.LLAMA_4_SCOUT, 48, 16, (8192, 8192), GatePlan("linear", 1, "sigmoid", weight_on="input"),
+        ("llama3", 5e5, 128), 8191, epsilons=(1e-5, None),
+    ),
+    "Llama 4 Maverick": Expected(
+        published.LLAMA_4_MAVERICK, 48, 128, (8192, 8192, 16384), GatePlan("linear", 1, "sigmoid", weight_on="input"),
+        ("default", 5e5, 128), 8191, dense=tuple(range(0, 48, 2)), epsilons=(1e-5, None),
+    ),
+}  # fmt: skip
 
+
+def family_with(values: published.Values) -> Family:
+    return family_of(CheckpointConfig(Path("config.json"), values))
+
+
+def plan_of(values: published.Values) -> ModelPlan:
+    return family_with(values).plan()
+
+
+@pytest.fixture(params=EXPECTED)
+def expected(request) -> Expected:
+    return EXPECTED[request.param]
+
+
+def test_every_family_has_a_published_config() -> None:
+    found = {each.config["model_type"] for each in EXPECTED.values()}
+
+    assert found == set(FAMILIES) - {"granitemoeshared", "llama4_text"}
+
+
+def test_experts_and_layers_are_as_published(expected: Expected) -> None:
+    plan = plan_of(expected.config)
     moe = [layer for layer in plan.layers if layer.gate]
-    assert expected == (moe[0].experts, moe[0].expert_width, len(moe), plan.context_tokens)
+    dense = [layer for layer in plan.layers if not layer.gate]
+
+    assert len(plan.layers) == expected.layers
+    assert tuple(index for index, layer in enumerate(plan.layers) if not layer.gate) == expected.dense
+    assert {layer.experts for layer in moe} == {expected.experts}
+    assert {(layer.expert_width, layer.shared_width) for layer in moe} == {expected.widths[:2]}
+    assert {layer.shared_width for layer in dense} == set(expected.widths[2:])
     for layer in range(len(plan.layers)):
         plan.trunk.attention_of(layer)
+
+
+def test_gates_are_as_published(expected: Expected) -> None:
+    assert {layer.gate for layer in plan_of(expected.config).layers if layer.gate} == {expected.gate}
+
+
+def test_positions_windows_and_contexts_are_as_published(expected: Expected) -> None:
+    family = family_with(expected.config)
+    plan, settings = family.plan(), rope_settings(family.config, family.rotary_dim())
+    windows = [layer.attention.window for layer in plan.layers]
+
+    assert (settings.kind, settings.base, 2 * len(plan.rope.inverse_frequencies)) == expected.rope
+    assert plan.rope_base == settings.base
+    assert plan.context_tokens == expected.context_tokens
+    assert (set(windows[0::2]), set(windows[1::2])) == ({expected.window}, {0})
+
+
+def test_norms_have_the_published_epsilon(expected: Expected) -> None:
+    plan = plan_of(expected.config)
+
+    assert (plan.norm_epsilon, plan.latent_norm_epsilon) == expected.epsilons
+    assert plan.trunk.latent_norm_epsilon == plan.latent_norm_epsilon
 
 
 @pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"llama4"}))
@@ -146,27 +167,42 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(name: str) -> None:
     assert found == wanted
 
 
-def without(values: dict[str, object], *keys: str) -> dict[str, object]:
+def without(values: published.Values, *keys: str) -> published.Values:
     return {key: value for key, value in values.items() if key not in keys}
 
 
 def test_what_no_tensor_would_betray_has_the_familys_own_default() -> None:
-    groups = plan_of(without(DEEPSEEK_V3, "n_group", "topk_group")).layers[-1].gate
-    assert groups == plan_of(DEEPSEEK_V3).layers[-1].gate
-    assert plan_of(without(GPT_OSS_20B, "rope_scaling")).rope == plan_of(GPT_OSS_20B).rope
-    text = without(LLAMA_4_SCOUT["text_config"], "attention_chunk_size") | {"attn_temperature_tuning": False}
-    assert plan_of(LLAMA_4_SCOUT | {"text_config": text}).context_tokens == 8192
+    groups = plan_of(without(published.DEEPSEEK_V3, "n_group", "topk_group")).layers[-1].gate
+    assert groups == plan_of(published.DEEPSEEK_V3).layers[-1].gate
+    assert plan_of(without(published.GPT_OSS_20B, "rope_scaling")).rope == plan_of(published.GPT_OSS_20B).rope
+    text = without(published.LLAMA_4_SCOUT["text_config"], "attention_chunk_size") | {"attn_temperature_tuning": False}
+    assert plan_of(published.LLAMA_4_SCOUT | {"text_config": text}).context_tokens == 8192
 
 
-def test_mixtral_has_as_many_parameters_as_it_says() -> None:
-    plan = plan_of(MIXTRAL_8X7B)
+@pytest.mark.parametrize(
+    ("values", "parameters"),
+    [(published.MIXTRAL_8X7B, 46_702_792_704), (published.MIXTRAL_8X22B, 140_620_634_112)],
+)
+def test_mixtral_has_as_many_parameters_as_it_says(values: published.Values, parameters: int) -> None:
+    plan = plan_of(values)
+    hidden = plan.hidden
 
-    attention = 4096 * (2 * 4096 + 2 * 1024)
-    experts = sum(layer.experts * 3 * layer.expert_width * plan.hidden for layer in plan.layers)
-    rest = len(plan.layers) * (attention + 8 * 4096 + 2 * 4096) + 2 * 32000 * 4096 + 4096
-    assert experts + rest == 46_702_792_704
+    attention = hidden * (2 * hidden + 2 * 1024)
+    experts = sum(layer.experts * 3 * layer.expert_width * hidden for layer in plan.layers)
+    rest = len(plan.layers) * (attention + 8 * hidden + 2 * hidden) + 2 * 32000 * hidden + hidden
+    assert experts + rest == parameters
 
 
-def test_deepseek_v3_in_8_bit_floats_is_refused_by_name() -> None:
-    with pytest.raises(UnsupportedModel, match="weights quantised by fp8 is not supported: take the bf16"):
-        plan_of(DEEPSEEK_V3 | {"quantization_config": {"quant_method": "fp8", "fmt": "e4m3"}})
+@pytest.mark.parametrize("values", [published.DEEPSEEK_V3, published.QWEN3_30B_A3B])
+def test_8_bit_floats_are_the_same_model(values: published.Values) -> None:
+    quantised = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
+
+    assert plan_of(values | {"quantization_config": quantised}) == plan_of(values)
+
+
+@pytest.mark.parametrize("method", ["fbgemm_fp8", "compressed-tensors"])
+def test_llama_4_in_8_bit_floats_is_refused_by_name(method: str) -> None:
+    about = {"quantization_config": {"quant_method": method}}
+
+    with pytest.raises(UnsupportedModel, match=f"weights quantised by {method} is not supported: take the bf16"):
+        plan_of(published.LLAMA_4_MAVERICK | about)

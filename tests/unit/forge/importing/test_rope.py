@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from expertmesh_forge.errors import UnsupportedModel
+from expertmesh_forge.errors import SourceError, UnsupportedModel
 from expertmesh_forge.importing.config import CheckpointConfig
 from expertmesh_forge.importing.rope import read_rope, rope_settings
 
@@ -93,6 +93,52 @@ def test_scaling_that_was_added_by_hand_counts_more_than_what_was_saved() -> Non
     assert rope_settings(config_of(rope_parameters=SCALINGS["yarn"], rope_scaling=None), DIM).kind == "yarn"
 
 
+def without_theta(**values: object) -> CheckpointConfig:
+    """A config as it is saved now: its theta is among the rope parameters, and the family's own one lies under it."""
+    return CheckpointConfig(Path("config.json"), {"max_position_embeddings": CONTEXT, **values}).over(
+        {"rope_theta": 10000.0}
+    )
+
+
+def test_scaling_that_was_added_by_hand_scales_the_saved_theta() -> None:
+    saved = {"rope_type": "default", "rope_theta": 1e6}
+    by_hand = without_theta(rope_parameters=saved, rope_scaling=SCALINGS["yarn"])
+
+    settings = rope_settings(by_hand, DIM)
+
+    assert (settings.kind, settings.base) == ("yarn", 1e6)
+    meant = without_theta(rope_parameters={**SCALINGS["yarn"], "rope_theta": 1e6})
+    assert read_rope(settings, CONTEXT) == read_rope(rope_settings(meant, DIM), CONTEXT)
+
+
+def test_a_theta_beside_the_scaling_counts_if_it_contradicts_no_saved_one() -> None:
+    saved, scaling = {"rope_type": "default", "rope_theta": 1e6}, SCALINGS["yarn"]
+
+    own = without_theta(rope_parameters=saved, rope_scaling={**scaling, "rope_theta": 5e5})
+    same = without_theta(rope_parameters=saved, rope_scaling=scaling, rope_theta=1e6)
+    alone = without_theta(rope_scaling=scaling, rope_theta=2e6)
+    assert [rope_settings(each, DIM).base for each in (own, same, alone)] == [5e5, 1e6, 2e6]
+    assert rope_settings(without_theta(rope_scaling=scaling), DIM).base == 10000.0
+
+
+def test_two_thetas_of_which_the_scaling_says_none_are_refused() -> None:
+    saved = {"rope_type": "default", "rope_theta": 1e6}
+    both = without_theta(rope_parameters=saved, rope_scaling=SCALINGS["yarn"], rope_theta=10000.0)
+
+    words = r"rope_theta is 10000, but 1e\+06 in 'rope_parameters', .* put the right rope_theta into 'rope_scaling'"
+    with pytest.raises(SourceError, match=words):
+        rope_settings(both, DIM)
+
+
+def test_the_older_name_of_longrope_means_the_same() -> None:
+    fields = {key: value for key, value in SCALINGS["longrope"].items() if key != "rope_type"}
+    older, newer = config_of(rope_scaling={**fields, "type": "su"}), config_of(rope_parameters=SCALINGS["longrope"])
+
+    assert rope_settings(older, DIM).kind == "longrope"
+    for served in (256, CONTEXT):
+        assert read_rope(rope_settings(older, DIM), served) == read_rope(rope_settings(newer, DIM), served)
+
+
 def test_longrope_turns_by_the_factors_of_the_served_context() -> None:
     magnitudes = {"short_mscale": 1.25, "long_mscale": 1.5}
     settings = rope_settings(config_of(rope_parameters={**SCALINGS["longrope"], **magnitudes}), DIM)
@@ -103,7 +149,38 @@ def test_longrope_turns_by_the_factors_of_the_served_context() -> None:
     assert short.inverse_frequencies[-1] > long.inverse_frequencies[-1]
 
 
-@pytest.mark.parametrize("scaling", [{"rope_type": "mrope"}, {"rope_type": "default", "partial_rotary_factor": 0.5}])
-def test_what_is_not_known_is_refused(scaling) -> None:
-    with pytest.raises(UnsupportedModel, match=r"mrope|partial_rotary_factor"):
-        read_rope(rope_settings(config_of(rope_parameters=scaling), DIM), CONTEXT)
+def test_a_kind_that_is_not_known_is_refused() -> None:
+    with pytest.raises(UnsupportedModel, match="rope type 'mrope' is not supported"):
+        read_rope(rope_settings(config_of(rope_parameters={"rope_type": "mrope"}), DIM), CONTEXT)
+
+
+PARTS = {
+    "at the top": {"partial_rotary_factor": 0.5},
+    "in rope_parameters": {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+    "in rope_scaling": {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}},
+    "in what was saved": {
+        "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}, "rope_scaling": SCALINGS["yarn"],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("where", PARTS)
+def test_heads_that_turn_in_part_are_refused(where: str) -> None:
+    with pytest.raises(UnsupportedModel, match="partial_rotary_factor other than 1 is not supported"):
+        rope_settings(config_of(**PARTS[where]), DIM)
+
+
+def test_heads_that_are_said_to_turn_whole_do() -> None:
+    whole = config_of(partial_rotary_factor=1, rope_parameters={"rope_type": "default", "partial_rotary_factor": 1.0})
+
+    assert rope_settings(whole, DIM).base == rope_settings(config_of(), DIM).base
+
+
+@pytest.mark.parametrize("section", ["rope_parameters", "rope_scaling"])
+@pytest.mark.parametrize("global_layers", [None, {"rope_type": "default", "rope_theta": 1e6}])
+def test_positions_per_layer_type_are_refused(section: str, global_layers: object) -> None:
+    nested = {"full_attention": global_layers, "sliding_attention": None}
+
+    words = r"rope parameters per layer type \(full_attention, sliding_attention\) are not supported"
+    with pytest.raises(UnsupportedModel, match=words):
+        rope_settings(config_of(**{section: nested}), DIM)
