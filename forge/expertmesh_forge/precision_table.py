@@ -12,7 +12,7 @@ from expertmesh_common.bundle.parts import PRECISIONS, Precision
 from expertmesh_common.graphs.matrices import common_block
 from expertmesh_forge.dense_forward import dense_states
 from expertmesh_forge.dense_model import DenseLayer, DenseModel, Floats
-from expertmesh_forge.formats import decode_matrix, encode_matrix
+from expertmesh_forge.formats import decode_matrix, encode_embedding, encode_matrix
 from expertmesh_forge.gguf_file import GgufFile
 from expertmesh_forge.gguf_reader import read_model
 from expertmesh_forge.gguf_tokenizer import read_chat_settings, read_tokenizer
@@ -88,7 +88,7 @@ def measure_precisions(
 def with_precision(
     model: DenseModel, precision: Precision, block: int = 32, energy: InputEnergy | None = None
 ) -> DenseModel:
-    """The model with every matrix as `precision` keeps it. Embedding and norms stay float32, as in a bundle."""
+    """The model with the embedding and every matrix as `precision` keeps them; norms stay float32, as in a bundle."""
 
     def kept(weights: Floats, importance: Floats | None) -> Floats:
         # Inner sizes that the block does not divide have the smaller one, as in a bundle.
@@ -99,7 +99,9 @@ def with_precision(
     for index, layer in enumerate(model.layers):
         inputs = {n: energy.layers[index].of(n) if energy else None for n in _MATRICES}
         layers.append(replace(layer, **{n: kept(getattr(layer, n), inputs[n]) for n in _MATRICES}))
-    return replace(model, layers=tuple(layers), head=kept(model.head, energy.head if energy else None))
+    head = kept(model.head, energy.head if energy else None)
+    embedding = encode_embedding(model.embedding, precision).astype(np.float32, copy=False)
+    return replace(model, layers=tuple(layers), head=head, embedding=embedding)
 
 
 def precision_page(found: Measured) -> str:
@@ -111,8 +113,9 @@ def precision_page(found: Measured) -> str:
 
 Perplexity of {found.model_name}, all matrices at one precision, over that at fp32 ({found.perplexity:.2f}), on
 {found.held_out_tokens:,} held-out tokens in {found.windows} documents (State of the Union addresses, the Python
-language reference, the standard library's source; every fourth window as a chat turn). Brackets hold the 95 % interval
-of a paired bootstrap over documents (2,000 resamples).
+language reference, the standard library's source; every fourth window as a chat turn). The embedding is as a bundle
+has it: in 16 bits at every precision but fp32. Brackets hold the 95 % interval of a paired bootstrap over documents
+(2,000 resamples).
 
 | precision | block | bytes per weight | perplexity / fp32 |
 |---|---|---|---|

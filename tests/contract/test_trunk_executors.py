@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -65,6 +66,14 @@ def assert_same(got: np.ndarray, want: np.ndarray) -> None:
 def test_a_prompt_longer_than_a_chunk_ends_with_its_last_logits(trunk, plane, bundle) -> None:
     ids = list(range(30, 105))
     assert_same(prefill(trunk, plane, 2, ids), tiny.dense_logits(bundle, ids)[-1])
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("embedding", [np.float16, ml_dtypes.bfloat16])
+def test_an_embedding_of_16_bits_gives_the_logits_of_its_own_values(tmp_path, executor, embedding) -> None:
+    bundle, ids = Bundle(tiny.make_tiny_bundle(tmp_path, embedding=embedding)), list(range(30, 75))
+    trunk = EXECUTORS[executor](bundle, "fp32", slots=4, context_tokens=128, chunk_tokens=32)
+    assert_same(prefill(trunk, NumpyPlane(bundle), 0, ids), tiny.dense_logits(bundle, ids)[-1])
 
 
 def test_a_chunk_that_does_not_end_its_prompt_gives_no_logits(trunk, plane) -> None:

@@ -47,12 +47,16 @@ Past = tuple[np.ndarray, np.ndarray]
 """Keys and values float32 [key-value heads, tokens, head size] of one layer."""
 
 
-def make_tiny_bundle(folder: Path, seed: int = 0) -> Path:
-    """Write the bundle into `folder` (made if missing); the same seed gives the same bytes. Returns the folder."""
+def make_tiny_bundle(folder: Path, seed: int = 0, *, embedding: type[np.generic] = np.float32) -> Path:
+    """Write the bundle into `folder` (made if missing); the same seed gives the same bytes. Returns the folder.
+
+    The embedding has the type `embedding` at every precision.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
     store = BlobStore(folder / "blobs")
     trunk = [_layer_tensors(random, first=i == 0) for i in range(LAYERS)] + [_head_tensors(random)]
+    trunk[0]["embed"] = trunk[0]["embed"].astype(embedding)
     layers = tuple(_layer(store, random, i) for i in range(LAYERS))
     shape = TrunkShape(LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, EPSILON)
     segments = tuple(
@@ -124,7 +128,7 @@ class Dense:
 
     def read_in(self, ids: list[int]) -> np.ndarray:
         """Logits float32 [tokens, vocabulary] of `ids`, which come after all that was read in before."""
-        state = self._blocks[0]["embed"][np.asarray(ids)]
+        state = self._blocks[0]["embed"][np.asarray(ids)].astype(np.float32)
         for index, (tensors, routed) in enumerate(zip(self._blocks, self._routed, strict=True)):
             mixed, self._past[index] = _mixed(tensors, _norm(state, tensors["attn_norm"]), self._past[index])
             state = state + mixed

@@ -25,7 +25,7 @@ def test_a_16_bit_checkpoint_is_exact_at_its_own_precision(family, dtype, precis
 
 
 @pytest.mark.parametrize(("precision", "least"), [("bf16", 0.98), ("int8", 0.9), ("int4", 0.4)])
-@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "gpt_oss", "deepseek_v3"])
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "gpt_oss", "deepseek_v3", "granitemoe"])
 def test_rounded_weights_stay_near(family, precision, least, checkpoint, imported) -> None:
     folder = checkpoint(family)
     served = ServedModel(imported(folder, precisions=(precision,)), precision)

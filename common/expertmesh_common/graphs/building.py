@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 from expertmesh_common.bundle.manifest import Precision
 from expertmesh_common.bundle.tensors import TensorView
 from expertmesh_common.errors import InvalidInput
-from expertmesh_common.graphs.matrices import Matrix, matrix_format
+from expertmesh_common.graphs.matrices import HALVES, Matrix, matrix_format
 
 __all__ = ["GraphBuilder"]
 
@@ -72,6 +73,24 @@ class GraphBuilder:
 
     def has_tensor(self, name: str) -> bool:
         return name in self._views
+
+    def rows_of(self, name: str, width: int, indices: str) -> str:
+        """Rows of the table `name` [any, width], by `indices` int64 [...]: float32 [..., width].
+
+        The table is float32, fp16 or bf16.
+
+        Raises:
+            InvalidInput: the table is missing or has another shape or type.
+
+        """
+        rows = self.node("Gather", (self.tensor(name, (None, width)), indices), axis=0)
+        dtype = self._view(name).dtype
+        if dtype == np.float32:
+            return rows
+        if dtype not in HALVES.values():
+            raise InvalidInput(f"table {name} is {dtype}; the graph reads float32, {' and '.join(HALVES)}")
+        # Rows are widened, never the table: what is cast are the few that were looked up.
+        return self.node("Cast", (rows,), to=TensorProto.FLOAT)
 
     def has_matrix(self, name: str) -> bool:
         return self._format.key(name) in self._views

@@ -23,9 +23,11 @@ from expertmesh_common.bundle.parts import PRECISIONS
 from expertmesh_common.bundle.tensors import BFLOAT16, TensorView
 from expertmesh_common.errors import InvalidInput
 
-__all__ = ["BLOCKS", "Matrix", "MatrixFormat", "common_block", "matrix_format"]
+__all__ = ["BLOCKS", "HALVES", "Matrix", "MatrixFormat", "common_block", "matrix_format"]
 
 BLOCKS: Final = (128, 32)
+HALVES: Final[Mapping[str, np.dtype[np.generic]]] = {"fp16": np.dtype(np.float16), "bf16": BFLOAT16}
+"""Types of two bytes, by the precision that has them."""
 _CONTRIB: Final = "com.microsoft"
 
 Views = Mapping[str, TensorView]
@@ -155,8 +157,7 @@ def _need(name: str, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> Ten
 
 _FORMATS: Final[Mapping[str, MatrixFormat]] = {
     "fp32": _Plain(np.dtype(np.float32)),
-    "fp16": _Half(np.dtype(np.float16)),
-    "bf16": _Half(BFLOAT16),
+    **{name: _Half(dtype) for name, dtype in HALVES.items()},
     "int8": _Blocked(8),
     "int4": _Blocked(4),
 }

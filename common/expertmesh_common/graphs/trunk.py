@@ -9,7 +9,7 @@ shared width s (a dense layer's block counts as shared experts):
 
     every layer      attn_norm [d], o [attended, d], ffn_norm [d]
     if s > 0         shared_gate_up [d, 2s] (gate columns first), shared_down [s, d]
-    segment 0 also   embed [vocabulary, d]
+    segment 0 also   embed [vocabulary, d], float32, fp16 or bf16 whatever the precision
     the head         final_norm [d], lm_head [d, vocabulary]
 
 Attention without a latent, attended = H*e:
@@ -30,8 +30,9 @@ Extras of any of them:
     sinks            sinks [H]: a score per head that takes part in the softmax and adds nothing
     gated sharing    shared_gate [d, 1]: shared experts times sigmoid(rows @ shared_gate)
 
-All are float32, but matrices other than `embed` and `shared_gate` are stored as the precision has them: at int4 one of
-[k, n] is `<name>_q` uint8 [n, k/32, 16] and `<name>_s` float32 [n, k/32].
+All others are float32, but matrices other than `shared_gate` are stored as the precision has them: at int4 one of
+[k, n] is `<name>_q` uint8 [n, k/32, 16] and `<name>_s` float32 [n, k/32]. Of `embed` the rows that a call asks for
+become float32, never the table.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ def _head(graph: GraphBuilder, shape: TrunkShape) -> None:
 
 def _embedding(graph: GraphBuilder, shape: TrunkShape) -> tuple[str, str]:
     graph.input("token_ids", TensorProto.INT64, _TOKENS)
-    residual = graph.node("Gather", (graph.tensor("embed", (None, shape.hidden)), "token_ids"), axis=0)
+    residual = graph.rows_of("embed", shape.hidden, "token_ids")
     return residual, norm(graph, residual, "attn_norm", shape.hidden, shape.norm_epsilon)
 
 

@@ -12,7 +12,7 @@ from expertmesh_common.bundle.tensors import Array
 from expertmesh_common.graphs.matrices import common_block
 from expertmesh_forge.carve.carved_model import CarvedLayer, CarvedModel
 from expertmesh_forge.dense_model import DenseLayer, Floats
-from expertmesh_forge.formats import encode_matrix
+from expertmesh_forge.formats import encode_embedding, encode_matrix
 from expertmesh_forge.input_energy import LayerEnergy
 
 __all__ = ["expert_tensors", "gate_tensors", "segment_tensors"]
@@ -44,7 +44,7 @@ def segment_tensors(carved: CarvedModel, index: int, precision: Precision) -> Te
     if block.shared_width:
         tensors |= _feed_forward(block, block.shared, "shared_", precision, energy)
     if index == 0:
-        tensors["embed"] = model.embedding
+        tensors["embed"] = encode_embedding(model.embedding, precision)
     return tensors
 
 

@@ -30,7 +30,7 @@ from expertmesh_forge.progress import Progress
 __all__ = ["ImportCancelled", "ImportRequest", "Imported", "OutOfSpace", "import_checkpoint"]
 
 # Changes when the same settings give other bytes, so that no import goes on with layers of an older program.
-_LAYOUT = 1
+_LAYOUT = 2
 # Of a GGUF file: what it ends with, and its number among the parts of a model.
 _ENDING = re.compile(r"(-\d{5}-of-\d{5})?\.gguf$", re.IGNORECASE)
 

@@ -83,7 +83,10 @@ class ModelPlan:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Trunk tensors by their names in the bundle: matrices float32 [out, in], and what stays float32 as it is."""
+    """Trunk tensors by their names in the bundle, float32: matrices [out, in], and plain ones as they are.
+
+    Of the plain ones only `embed` has another type in the bundle at some precisions.
+    """
 
     matrices: dict[str, Floats] = field(default_factory=dict)
     plain: dict[str, Floats] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from expertmesh_common.graphs.expert import ExpertShape, resident_bytes
 from expertmesh_common.graphs.matrices import common_block
 from expertmesh_common.graphs.trunk import segment_graph
 from expertmesh_forge.bundling.tensor_files import put_tensors
+from expertmesh_forge.formats import encode_embedding
 from expertmesh_forge.importing.checkpoint import Checkpoint
 from expertmesh_forge.importing.encoding import encode_in_slabs
 from expertmesh_forge.importing.families.base import Family
@@ -58,6 +59,8 @@ class CheckpointWriter:
 
     def _graph(self, index: int, weights: Weights, precision: Precision) -> Graph:
         tensors: dict[str, Array] = dict(weights.plain)
+        if index == 0:
+            tensors["embed"] = encode_embedding(weights.plain["embed"], precision)
         for name, matrix in weights.matrices.items():
             block = self._block(index) if name.startswith("shared_") else None
             tensors |= encode_in_slabs(name, matrix, precision, block)

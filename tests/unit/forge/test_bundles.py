@@ -55,6 +55,14 @@ def test_a_bundle_says_what_it_is_and_what_it_cost(bundle):
     assert all(layer.gate.max_k == 8 and layer.gate.min_k == 0 for layer in manifest.layers)
 
 
+def test_the_embedding_has_16_bits_beside_codes_and_is_the_models_own_at_fp32(source, bundle):
+    graphs, table = bundle.manifest.trunk.segments[0].graphs, read_model(GgufFile(source)).embedding
+    found = {precision: read_tensors(bundle.path(graph.weights))["embed"] for precision, graph in graphs.items()}
+    assert {precision: stored.dtype for precision, stored in found.items()} == {"fp32": "f4", "int4": "f2"}
+    np.testing.assert_array_equal(found["fp32"], table)
+    np.testing.assert_array_equal(found["int4"], table.astype("f2"))
+
+
 def test_converting_twice_gives_the_same_bytes(source, bundle, tmp_path):
     convert(_request(source, tmp_path / "again"))
     assert Bundle(tmp_path / "again").manifest == bundle.manifest

@@ -65,8 +65,12 @@ def test_energies_are_mean_squares_of_what_each_matrix_is_multiplied_with(model)
     np.testing.assert_allclose(energy.head, np.square(last).mean(axis=0), rtol=1e-4)
 
 
-def test_the_embedding_is_kept(model):
-    assert with_precision(model, "int4", 32).embedding is model.embedding
+@pytest.mark.parametrize(("precision", "form"), [("fp32", "f4"), ("fp16", "f2"), ("int8", "f2"), ("int4", "f2")])
+def test_the_embedding_is_that_of_a_bundle(model, precision, form):
+    found = with_precision(model, precision, 32).embedding
+
+    np.testing.assert_array_equal(found, model.embedding.astype(form).astype("f4"))
+    assert (found == model.embedding).all() == (precision == "fp32")
 
 
 def test_the_page_has_a_line_for_every_row(tmp_path):
