@@ -12,7 +12,7 @@ from pathlib import Path
 
 from expertmesh_common.clock import Clock
 from expertmesh_common.errors import Unavailable
-from expertmesh_controller.local.restarts import RestartPolicy, count_failures, restart_delay_s
+from expertmesh_controller.local.restarts import Failures, RestartPolicy, count_failures, restart_delay_s
 
 _KILL_AFTER_S = 15.0
 _LAST_LINES = 2
@@ -92,16 +92,16 @@ class Child:
             await asyncio.gather(self._keeper, return_exceptions=True)
 
     async def _keep(self) -> None:
-        failures = 0
+        failures = Failures()
         while not self._stopping:
             began = self._clock.monotonic()
             code = await self._live()
             if self._stopping:
                 return
-            failures = count_failures(self._policy, failures, self._clock.monotonic() - began)
+            failures = count_failures(self._policy, failures, self._clock.monotonic() - began, code)
             delay_s = restart_delay_s(self._policy, failures)
             if delay_s is None:
-                raise Unavailable(f"{self.spec.name} ended {failures} times in a row: {self.last_words()}")
+                raise Unavailable(f"{self.spec.name} ended {failures.by_itself} times in a row: {self.last_words()}")
             # Who was killed from outside had no reason to say anything about it.
             words = f": {self.last_words()}" if code > 0 else ""
             self._tell(f"{self.spec.name} {_ending(code)}; it starts again in {delay_s:g} s{words}")

@@ -68,6 +68,19 @@ async def test_a_killed_child_is_reported_and_started_again(waiting, tmp_path):
     assert "the-child was ended by SIGKILL" in told[0]
 
 
+async def test_a_child_that_is_killed_again_and_again_is_never_given_up(waiting, tmp_path):
+    lives = asyncio.Queue[int | None]()
+    running = child(waiting, tmp_path, changed=lambda: lives.put_nowait(running.pid))
+    await running.start()
+    for _ in range(QUICK.give_up + 2):
+        pid = await asyncio.wait_for(lives.get(), 10)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+    assert await asyncio.wait_for(lives.get(), 10) is not None
+    assert not running.keeper.done()
+    await running.stop()
+
+
 async def test_a_child_that_never_lives_is_given_up_with_its_last_words(tmp_path):
     told: list[str] = []
     running = child(["version"], tmp_path, told.append)

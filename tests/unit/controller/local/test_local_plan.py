@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from expertmesh_controller.local.asking import UpFlags, up_request
 from expertmesh_controller.local.local_model import find_bundles, local_models
 from expertmesh_controller.local.plan import controller_spec, gateway_specs, worker_specs
 from expertmesh_controller.local.reaching import free_port, is_local_only, reachable_host
-from expertmesh_controller.local.restarts import RestartPolicy, count_failures, restart_delay_s
+from expertmesh_controller.local.restarts import Failures, RestartPolicy, count_failures, restart_delay_s
 from expertmesh_controller.local.showing import join_line
 from expertmesh_controller.settings import read_settings
 from models import tiny_bundle
@@ -140,13 +141,19 @@ def test_local_only_addresses_are_known(address, local):
 
 def test_restarts_wait_longer_each_time_then_give_up():
     policy = RestartPolicy(base_s=0.25, max_s=1.0, give_up=5)
-    assert [restart_delay_s(policy, n) for n in (1, 2, 3, 4, 5)] == [0.25, 0.5, 1.0, 1.0, None]
+    assert [restart_delay_s(policy, Failures(n, n)) for n in (1, 2, 3, 4, 5)] == [0.25, 0.5, 1.0, 1.0, None]
+    assert [restart_delay_s(policy, Failures(n, 4)) for n in (5, 5000)] == [1.0, 1.0]
 
 
 def test_a_long_life_starts_the_count_over():
     policy = RestartPolicy(healthy_s=30)
-    assert count_failures(policy, 4, lived_s=1) == 5
-    assert count_failures(policy, 4, lived_s=31) == 1
+    assert count_failures(policy, Failures(4, 2), lived_s=1, exit_code=1) == Failures(5, 3)
+    assert count_failures(policy, Failures(4, 2), lived_s=31, exit_code=1) == Failures(1, 1)
+
+
+@pytest.mark.parametrize(("code", "own"), [(-signal.SIGKILL, 2), (-signal.SIGTERM, 2), (-signal.SIGSEGV, 3), (0, 3)])
+def test_who_is_killed_from_outside_is_waited_for_longer_but_not_given_up(code, own):
+    assert count_failures(RestartPolicy(), Failures(4, 2), lived_s=1, exit_code=code) == Failures(5, own)
 
 
 def test_flags_win_over_environment_over_file(tmp_path: Path):
