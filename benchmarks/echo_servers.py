@@ -87,7 +87,7 @@ class Child:
         self.place = json.loads(self._process.stdout.readline())
 
     def stop(self) -> None:
-        self._process.kill()
+        self._process.terminate()
         self._process.communicate()
 
 
