@@ -17,10 +17,10 @@ from pathlib import Path
 import psutil
 from fused import Loop, build_fused
 from interleaving import RESULTS, publish
+from resident_bundle import resident
 
 from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.clock import SystemClock
-from expertmesh_common.graphs.expert import ExpertShape
 from expertmesh_common.huge_pages import collapse
 from expertmesh_common.running import tuned_runner
 from expertmesh_controller.cluster.routes import Epoch, InstanceRoute, RouteTable, WorkerRoute
@@ -33,10 +33,8 @@ from expertmesh_controller.gateway.dispatch.plane import ExpertPlane
 from expertmesh_controller.gateway.gating.gate import load_gates
 from expertmesh_controller.gateway.text.codec import TextCodec
 from expertmesh_controller.gateway.trunk.local import LocalTrunk
-from expertmesh_worker.providers import provider
 from expertmesh_worker.runtime.executing import Runtime
 from expertmesh_worker.runtime.lanes import Lanes
-from expertmesh_worker.runtime.residents import ExpertName, Residents
 
 PROMPT = "The history of the city begins long before the first stone of its walls was laid. "
 BAR, FAST_BAR = 0.55, 0.95
@@ -46,19 +44,16 @@ def all_local(bundle: Bundle, precision: str) -> ExpertPlane:
     """An expert plane whose experts are all loaded in this process."""
     manifest = bundle.manifest
     lanes = Lanes(1)
-    residents = Residents(2 * manifest.expert_bytes(precision), provider("cpu"), lanes)
-    instances = []
-    for layer in manifest.layers:
-        for expert in layer.experts:
-            blob = expert.blobs[precision]
-            shape = ExpertShape(manifest.trunk.hidden, expert.width, precision, manifest.trunk.activation)
-            name = ExpertName(manifest.name, layer.index, expert.index)
-            residents.load(name, shape, bundle.path(blob), blob.digest)
-            instances.append(InstanceRoute(manifest.name, layer.index, expert.index, "local", precision))
+    residents = resident(bundle, precision, lanes)
+    instances = tuple(
+        InstanceRoute(manifest.name, layer.index, expert.index, "local", precision)
+        for layer in manifest.layers
+        for expert in layer.experts
+    )
     pool = LinkPool(Caller("bench"), {"local": Runtime(residents, lanes)})
     plane = ExpertPlane(manifest.name, manifest.layers, load_gates(bundle), pool)
     worker = WorkerRoute("local", "g", (), "", 1.0)
-    plane.update(RouteTable(Epoch(1, 1), (worker,), tuple(instances)))
+    plane.update(RouteTable(Epoch(1, 1), (worker,), instances))
     return plane
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 from interleaving import RESULTS
-from peers.preparing import ARMS, NotPrepared, prepare
+from peers.preparing import ARMS, NotPrepared, arm_options, prepare
 from peers.processes import ArmFailed, ArmProcess, limits_process, start
 from peers.reporting import Rounds, rows, table_lines, write_page
 from rich.console import Console
@@ -129,13 +129,7 @@ def processor() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", default="1,2", help="comma-separated; one comparison each")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--arms", type=lambda text: text.split(","), default=(), help="only these; all by default")
-    parser.add_argument("--write-page", action="store_true", help="put the tables into docs/peers.md")
-    options = parser.parse_args()
-    wrong = [name for name in options.arms if name not in {plan.name for plan in ARMS}]
-    if wrong:
-        parser.error(f"no engine {', '.join(wrong)}; there are {', '.join(plan.name for plan in ARMS)}")
+    options = arm_options(parser, ARMS)
     try:
         checked = prepare()
     except NotPrepared as error:

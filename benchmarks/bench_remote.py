@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import psutil
 from bench_peers import PAGE, processor
 from interleaving import RESULTS
-from peers.preparing import NotPrepared, prepare
+from peers.preparing import NotPrepared, arm_options, prepare
 from peers.processes import ArmFailed, ArmProcess, start
 from peers.remote_arms import ARMS, BARS, LOCAL, RPC, rpc_steps
 from peers.reporting import spread, write_page
@@ -123,14 +123,7 @@ def page_lines(result: dict) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--arms", type=lambda text: text.split(","), default=(), help="only these; all by default")
-    parser.add_argument("--write-page", action="store_true", help="put the table into docs/peers.md")
-    options = parser.parse_args()
-    wrong = [name for name in options.arms if name not in {plan.name for plan in ARMS}]
-    if wrong:
-        parser.error(f"no engine {', '.join(wrong)}; there are {', '.join(plan.name for plan in ARMS)}")
+    options = arm_options(argparse.ArgumentParser(description=__doc__), ARMS)
     try:
         prepare()
     except NotPrepared as error:

@@ -23,9 +23,9 @@ class Override(ctypes.Structure):
 
 
 class LlamaRemote(Llama):
-    def __init__(self, file: Path, threads: int, library: Path) -> None:
-        self._server = Server(library, threads)
-        self._remote = Remote(library)
+    def __init__(self, file: Path, threads: int, backend: Path) -> None:
+        self._server = Server(backend, threads)
+        self._remote = Remote(backend)
         before_mb = self._server.memory_mb
         super().__init__(file, threads)
         self.about["experts"] = f"{self._server.memory_mb - before_mb:.0f} MB on the server, over TCP"
@@ -41,6 +41,6 @@ class LlamaRemote(Llama):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("model")
-    parser.add_argument("library", type=Path)
+    parser.add_argument("backend", type=Path)
     own, rest = parser.parse_known_args()
-    serve(partial(LlamaRemote, library=own.library), [own.model, *rest])
+    serve(partial(LlamaRemote, backend=own.backend), [own.model, *rest])

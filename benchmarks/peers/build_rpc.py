@@ -59,12 +59,12 @@ def compile_backend(ggml: Path, libraries: Path, target: Path) -> None:
 
 
 def main() -> None:
-    library, libraries = Path(sys.argv[1]), installed_libraries()
-    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+    backend, libraries = Path(sys.argv[1]), installed_libraries()
+    with tempfile.TemporaryDirectory(dir=backend.parent) as scratch:
         folder = Path(scratch)
-        partial = folder / library.name
+        partial = folder / backend.name
         compile_backend(unpack(fetch(folder), folder), libraries, partial)
-        partial.replace(library)
+        partial.replace(backend)
 
 
 if __name__ == "__main__":

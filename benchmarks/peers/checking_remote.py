@@ -21,13 +21,13 @@ ALLOWED = 1e-4
 
 
 def main() -> None:
-    checkpoint, library, checked, report = map(Path, sys.argv[1:])
+    checkpoint, backend, checked, report = map(Path, sys.argv[1:])
     told = json.loads(checked.read_text())
     ids, expected = told["prompt"], told["greedy_answer"]
     with tempfile.TemporaryDirectory(dir=report.parent) as scratch:
         file = Path(scratch) / "F32.gguf"
         convert(checkpoint, file, "F32")
-        remote = LlamaRemote(file, 1, library)
+        remote = LlamaRemote(file, 1, backend)
         difference = float(np.abs(Llama(file, 1).logits(ids) - remote.logits(ids)).max())
         same = remote.decode([ids], len(expected) - WARM_TOKENS)[1] == expected
     if difference > ALLOWED or not same:

@@ -1,6 +1,6 @@
 """llama.cpp's remote backend through its C interface, and its server as a program.
 
-`llama_rpc.py LIBRARY PORT THREADS` lets callers compute on this processor, one after the other, until stdin ends.
+`llama_rpc.py BACKEND PORT THREADS` lets callers compute on this processor, one after the other, until stdin ends.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ CPU_DEVICE = 0  # ggml's first kind
 HOST, START_S = "127.0.0.1", 30.0
 
 
-def function(library: ctypes.CDLL, name: str, *arguments: type, result: type | None = ctypes.c_void_p):
-    found = getattr(library, name)
+def function(backend: ctypes.CDLL, name: str, *arguments: type, result: type | None = ctypes.c_void_p):
+    found = getattr(backend, name)
     found.argtypes, found.restype = arguments, result
     return found
 
@@ -35,8 +35,8 @@ def function(library: ctypes.CDLL, name: str, *arguments: type, result: type | N
 class Remote:
     """The backend in this process."""
 
-    def __init__(self, library: Path) -> None:
-        self._rpc = ctypes.CDLL(str(library))
+    def __init__(self, backend: Path) -> None:
+        self._rpc = ctypes.CDLL(str(backend))
 
     def memory_of(self, endpoint: str) -> int:
         """The type of buffers on a server that is there, known to llama.cpp from here on."""
@@ -61,11 +61,11 @@ class Remote:
 class Server:
     """The server as a process of its own, which ends with this one."""
 
-    def __init__(self, library: Path, threads: int) -> None:
+    def __init__(self, backend: Path, threads: int) -> None:
         with socket.create_server((HOST, 0)) as free:
             self.endpoint = f"{HOST}:{free.getsockname()[1]}"
         port = self.endpoint.rpartition(":")[2]
-        command = [sys.executable, __file__, str(library), port, str(threads)]
+        command = [sys.executable, __file__, str(backend), port, str(threads)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sys.stderr)
         self._wait(int(port))
 
@@ -80,7 +80,7 @@ class Server:
         while self._process.poll() is None and time.monotonic() < end:
             with contextlib.suppress(ConnectionRefusedError), socket.create_connection((HOST, port)):
                 return
-            time.sleep(0.05)
+            time.sleep(0.05)  # between two attempts: it does not say when it listens
         raise RuntimeError("llama.cpp's server for remote buffers did not start")
 
 
@@ -90,10 +90,10 @@ def end_with_stdin() -> None:
 
 
 def main() -> None:
-    library, port, threads = sys.argv[1:]
+    backend, port, threads = sys.argv[1:]
     threading.Thread(target=end_with_stdin, daemon=True).start()
     lib.llama_backend_init()
-    Remote(Path(library)).serve(f"{HOST}:{port}", int(threads))
+    Remote(Path(backend)).serve(f"{HOST}:{port}", int(threads))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ARMS", "HERE", "PEERS_PYTHON", "ArmPlan", "NotPrepared", "prepare"]
+__all__ = ["ARMS", "HERE", "PEERS_PYTHON", "ArmPlan", "NotPrepared", "arm_options", "prepare"]
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parents[1] / "build"
@@ -58,6 +59,19 @@ class Step:
         if done.returncode:
             said = (done.stderr or done.stdout).strip().splitlines()
             raise NotPrepared(said[-1] if said else f"{self.command[1]} ended with {done.returncode}")
+
+
+def arm_options(parser: argparse.ArgumentParser, plans: Sequence[ArmPlan]) -> argparse.Namespace:
+    """The command line with what every comparison takes; `arms` are names of `plans`, none for all."""
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--arms", type=lambda text: text.split(","), default=(), help="only these; all by default")
+    parser.add_argument("--write-page", action="store_true", help="put the tables into docs/peers.md")
+    options = parser.parse_args()
+    names = [plan.name for plan in plans]
+    wrong = [name for name in options.arms if name not in names]
+    if wrong:
+        parser.error(f"no engine {', '.join(wrong)}; there are {', '.join(names)}")
+    return options
 
 
 ARMS = (

@@ -1,4 +1,4 @@
-"""The arms of `make bench-remote`, and the library that one of them needs."""
+"""The arms of `make bench-remote`, and the backend that one of them needs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from peers.preparing import CHECKED, CHECKPOINT, FOLDER, HERE, PEERS_PYTHON, Arm
 
 __all__ = ["ARMS", "BARS", "CHECKED_REMOTE", "LOCAL", "RPC", "rpc_steps"]
 
-RPC_LIBRARY = FOLDER / "libggml-rpc.so"
+RPC_BACKEND = FOLDER / "libggml-rpc.so"
 CHECKED_REMOTE = FOLDER / "checked-remote.json"
 _BUNDLE, _GGUF = FOLDER / "bundle", FOLDER / "gguf" / "Q4_0.gguf"
 _SPIN_US = 1000
@@ -20,7 +20,7 @@ def ours(name: str, *arguments: str) -> ArmPlan:
     return ArmPlan(f"expertmesh {name}", "arm_ours_remote.py", Path(sys.executable), _BUNDLE, "int4", arguments)
 
 
-RPC = ArmPlan("llama.cpp RPC", "arm_llama_remote.py", PEERS_PYTHON, _GGUF, "Q4_0", (str(RPC_LIBRARY),))
+RPC = ArmPlan("llama.cpp RPC", "arm_llama_remote.py", PEERS_PYTHON, _GGUF, "Q4_0", (str(RPC_BACKEND),))
 UNIX, TCP = ours("unix", "unix"), ours("TCP", "tcp")
 SPINNING_UNIX = ours("unix spinning", "unix", "--spin-us", str(_SPIN_US))
 SPINNING_TCP = ours("TCP spinning", "tcp", "--spin-us", str(_SPIN_US))
@@ -35,11 +35,11 @@ LOCAL = {plan.name: LLAMA_LOCAL.name if plan is RPC else OURS_LOCAL.name for pla
 
 
 def rpc_steps() -> tuple[Step, Step]:
-    """Making the library, and proving that nothing but the place of the experts changes with it."""
+    """Making the backend, and proving that nothing but the place of the experts changes with it."""
     python, installed = str(PEERS_PYTHON), PEERS_PYTHON.parents[1] / ".installed"
     build, check = HERE / "build_rpc.py", HERE / "checking_remote.py"
-    proof = [python, str(check), str(CHECKPOINT), str(RPC_LIBRARY), str(CHECKED), str(CHECKED_REMOTE)]
+    proof = [python, str(check), str(CHECKPOINT), str(RPC_BACKEND), str(CHECKED), str(CHECKED_REMOTE)]
     return (
-        Step(RPC_LIBRARY, [python, str(build), str(RPC_LIBRARY)], [build, HERE / "requirements-llama.txt", installed]),
-        Step(CHECKED_REMOTE, proof, [RPC_LIBRARY, CHECKED, check, HERE / "llama_rpc.py", HERE / "arm_llama_remote.py"]),
+        Step(RPC_BACKEND, [python, str(build), str(RPC_BACKEND)], [build, HERE / "requirements-llama.txt", installed]),
+        Step(CHECKED_REMOTE, proof, [RPC_BACKEND, CHECKED, check, HERE / "llama_rpc.py", HERE / "arm_llama_remote.py"]),
     )

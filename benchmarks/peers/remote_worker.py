@@ -13,20 +13,19 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from resident_bundle import resident
+
 from expertmesh_api.v1 import experts_pb2
 from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.bundle.manifest import Manifest
 from expertmesh_common.channel.host import host_id
-from expertmesh_common.graphs.expert import ExpertShape
 from expertmesh_common.huge_pages import collapse
 from expertmesh_common.running import run_service
 from expertmesh_common.security import Security
 from expertmesh_controller.cluster.routes import EndpointAddress, Epoch, InstanceRoute, RouteTable, WorkerRoute
 from expertmesh_worker.channel.experts_service import Identity
-from expertmesh_worker.providers import provider
 from expertmesh_worker.runtime.executing import Runtime
 from expertmesh_worker.runtime.lanes import Lanes
-from expertmesh_worker.runtime.residents import ExpertName, Residents
 from expertmesh_worker.serving_experts import Behind, open_doors
 
 __all__ = ["RemoteWorker"]
@@ -56,23 +55,10 @@ def instances(manifest: Manifest) -> tuple[InstanceRoute, ...]:
     return tuple(InstanceRoute(manifest.name, *place, NAME, precision) for place in places)
 
 
-def load(bundle: Bundle, lanes: Lanes) -> Residents:
-    manifest = bundle.manifest
-    (precision,) = manifest.precisions
-    residents = Residents(2 * manifest.expert_bytes(precision), provider("cpu"), lanes)
-    for layer in manifest.layers:
-        for expert in layer.experts:
-            blob = expert.blobs[precision]
-            shape = ExpertShape(manifest.trunk.hidden, expert.width, precision, manifest.trunk.activation)
-            name = ExpertName(manifest.name, layer.index, expert.index)
-            residents.load(name, shape, bundle.path(blob), blob.digest)
-    return residents
-
-
 async def work(bundle: Bundle, spin_us: int, stop: asyncio.Event) -> None:
     """Until stdin ends."""
     lanes = Lanes(1)
-    residents = load(bundle, lanes)
+    residents = resident(bundle, *bundle.manifest.precisions, lanes)
     collapse()
     runtime = Runtime(residents, lanes)
     behind = Behind(runtime, runtime.recurring, experts_pb2.StatResponse, bundle.blobs)

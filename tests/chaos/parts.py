@@ -21,7 +21,7 @@ from typing import Self
 from e2e.running import until
 from expertmesh import Client, ExpertmeshError, ResumePolicy
 from expertmesh.types import Node
-from rigs.ports import port_to_be
+from expertmesh_controller.local.reaching import free_port
 
 PROMPT = [72, 101, 108, 108, 111, 32, 119, 111, 114, 108, 100]
 LONG = 400  # tokens; the engine runs ahead of who reads, so an answer must be long to be met in its middle
@@ -76,7 +76,7 @@ class Parts:
 
     def __post_init__(self) -> None:
         if self.port == 0:
-            self.port = port_to_be()
+            self.port = free_port("127.0.0.1")
 
     @property
     def address(self) -> str:

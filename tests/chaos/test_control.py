@@ -16,7 +16,7 @@ import pytest
 
 from chaos.parts import Asking, answer, nodes, stream, until_live, until_state
 from e2e.running import disturbed, until
-from rigs.ports import port_to_be
+from expertmesh_controller.local.reaching import free_port
 
 AT_MOST = 3
 RESTART_S = 5.0  # promised: a controller that starts again answers after this
@@ -122,7 +122,7 @@ def _answers(port: int) -> bool:
 def test_without_its_store_the_mesh_goes_on_serving_and_decides_again_when_it_is_back(
     mesh, expected, folder, outage_s, hung
 ):
-    port = port_to_be()
+    port = free_port("127.0.0.1")
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(redis_server(folder / "redis", port))
         controller = mesh.controller(store=f"redis://127.0.0.1:{port}/0")

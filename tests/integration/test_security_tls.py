@@ -20,7 +20,7 @@ from expertmesh_common.errors import InvalidInput
 from expertmesh_common.security import MAX_MESSAGE_BYTES, Security, dial
 from expertmesh_common.serving import SERVER_OPTIONS, Serving
 from expertmesh_common.tls import MESH_NAME, RenewingContext, TlsFiles
-from rigs.ports import port_to_be
+from expertmesh_controller.local.reaching import free_port
 
 HOSTS = ["127.0.0.1", "localhost"]
 
@@ -179,7 +179,7 @@ async def test_a_caller_learns_why_certificates_do_not_come_together(files, tmp_
 
 
 def test_the_diagnosis_is_silent_where_tls_is_not_the_reason(files):
-    assert refusal(f"127.0.0.1:{port_to_be()}", files) is None
+    assert refusal(f"127.0.0.1:{free_port('127.0.0.1')}", files) is None
     assert refusal("unix:/tmp/x", files) is None
     assert own_problem(files) is None
 

@@ -21,9 +21,9 @@ from expertmesh_common.channel.messages import EXECUTE_METHOD, unwrap, wrap
 from expertmesh_common.errors import Precondition
 from expertmesh_common.graphs.expert import resident_bytes
 from expertmesh_common.security import Security, dial
+from expertmesh_controller.local.reaching import free_port
 from models.made_experts import HIDDEN, SMALL, reference, store_expert
 from models.scripted_control import ScriptedControl
-from rigs.ports import port_to_be
 
 TOKEN = "secret"
 SECURITY = Security(token=TOKEN)
@@ -327,7 +327,7 @@ async def test_however_a_stream_ends_the_worker_joins_again(control, start_worke
 
 
 async def test_expert_streams_listen_on_the_port_that_a_firewall_was_opened_for(control, start_worker):
-    port = port_to_be()
+    port = free_port("127.0.0.1")
     await start_worker("--stream-port", str(port))
     stream = await control.next_worker()
     offer = experts_pb2.OpenRequest(gateway_id="g", host_id="elsewhere", transports=["tcp"], frame_versions=[VERSION])

@@ -10,7 +10,7 @@ from typing import Any
 import grpc.aio
 
 from expertmesh_common.bundle.blobs import Bundle, file_digest
-from expertmesh_common.bundle.manifest import MANIFEST_NAME, Layer, Precision
+from expertmesh_common.bundle.manifest import MANIFEST_NAME, Precision
 from expertmesh_common.clock import Clock, SystemClock
 from expertmesh_controller.cluster.local_layers import stops_of
 from expertmesh_controller.cluster.routes import InstanceRoute, Routes
@@ -62,6 +62,8 @@ class Gateway:
         held: frozenset[int] | None = None,
     ) -> None:
         self._held = held
+        own, layers = held or frozenset(), bundle.manifest.layers
+        self._elsewhere = [layer for layer in layers if layer.experts and layer.index not in own]
         self.name = name or bundle.manifest.name
         self.settings = settings or GatewaySettings()
         self._bundle, self._precision, clock = bundle, precision, clock or SystemClock()
@@ -97,12 +99,6 @@ class Gateway:
         """Experts without one, apart from those that it holds itself. Any thread may ask."""
         found = {i.at for i in self._instances()}
         return sum((layer.index, e.index) not in found for layer in self._elsewhere for e in layer.experts)
-
-    @property
-    def _elsewhere(self) -> list[Layer]:
-        """The layers whose experts workers hold."""
-        own = self._held or ()
-        return [layer for layer in self._bundle.manifest.layers if layer.experts and layer.index not in own]
 
     def rows(self) -> dict[tuple[int, int], int]:
         """(layer, index) -> rows that went through that expert since the start, here or elsewhere. For any thread."""

@@ -19,22 +19,9 @@ from expertmesh_forge.errors import BadWeights, ForgeError, SourceError, Unsuppo
 from expertmesh_forge.gguf_file import GgufFile
 from expertmesh_forge.gguf_tokenizer import read_tokenizer
 from expertmesh_forge.importing.checkpoint import open_checkpoint
+from models import llama_names
 from models import tiny_gguf as tiny
 from models.altered_checkpoints import alter_config, alter_tensors
-
-_NAMES = {
-    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
-    "token_embd": "model.embed_tokens", "output_norm": "model.norm",
-}  # fmt: skip
-
-
-def _folder_name(name: str) -> str:
-    if not name.startswith("blk."):
-        return f"{_NAMES[name]}.weight"
-    _, layer, part = name.split(".")
-    return f"model.layers.{layer}.{_NAMES[part]}.weight"
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +40,7 @@ def written(gguf_file):
         max_position_embeddings=tiny.CONTEXT, tie_word_embeddings=True, bos_token_id=1, eos_token_id=[2, 0],
     )  # fmt: skip
     config.save_pretrained(folder)
-    weights = {_folder_name(name): value for name, value in tiny.make_weights().items()}
+    weights = {llama_names.in_folder(name): value for name, value in tiny.make_weights().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     read_tokenizer(GgufFile(gguf_file)).save(str(folder / "tokenizer.json"), pretty=False)
     about = {"bos_token": None, "eos_token": "<|im_end|>", "chat_template": tiny.TEMPLATE}

@@ -24,6 +24,7 @@ from expertmesh_forge.gguf_reader import read_config, read_model
 from expertmesh_forge.gguf_tokenizer import read_tokenizer
 from expertmesh_forge.importing.checkpoint import open_checkpoint
 from expertmesh_forge.reference import ReferenceModel
+from models import llama_names
 from models import tiny_gguf as tiny
 from models.altered_checkpoints import alter_config
 
@@ -33,12 +34,6 @@ SCALING = {
     "original_max_position_embeddings": TRAINED,
 }  # fmt: skip
 LENGTHS = (TRAINED // 2, 4 * TRAINED)
-_NAMES = {
-    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
-    "token_embd": "model.embed_tokens", "output_norm": "model.norm",
-}  # fmt: skip
 
 
 def exported_factors() -> np.ndarray:
@@ -60,11 +55,6 @@ def write_scaled(path, factors: np.ndarray, adjust=lambda writer: None):
     return tiny.write_gguf(path, adjust=add)
 
 
-def folder_name(name: str) -> str:
-    *layer, part = name.split(".")
-    return f"{f'model.layers.{layer[1]}.' if layer else ''}{_NAMES[part]}.weight"
-
-
 @pytest.fixture(scope="module")
 def gguf_file(tmp_path_factory):
     return write_scaled(tmp_path_factory.mktemp("source") / "tiny.gguf", exported_factors())
@@ -81,7 +71,7 @@ def folder(gguf_file):
         max_position_embeddings=tiny.CONTEXT, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
         rope_parameters=SCALING,
     ).save_pretrained(folder)  # fmt: skip
-    weights = {folder_name(name): value for name, value in tiny.make_weights().items()}
+    weights = {llama_names.in_folder(name): value for name, value in tiny.make_weights().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     read_tokenizer(GgufFile(gguf_file)).save(str(folder / "tokenizer.json"), pretty=False)
     return folder
