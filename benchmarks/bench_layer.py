@@ -56,8 +56,11 @@ class Recorder:
         self.rows: list[np.ndarray] = []
 
     @property
-    def last_active(self) -> np.ndarray:
-        return self._plane.last_active
+    def active(self) -> np.ndarray:
+        return self._plane.active
+
+    def begin(self, rows: int) -> None:
+        self._plane.begin(rows)
 
     def run(self, layer: int, rows: np.ndarray, deadline: float, patience_s: float) -> np.ndarray:
         self.rows.append(rows.copy())

@@ -7,6 +7,7 @@ import numpy as np
 from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.bundle.tensors import read_tensors
 from expertmesh_controller.cluster.routes import RouteTable
+from expertmesh_controller.gateway.neuron_shares import neuron_shares
 from models import tiny_bundle as tiny
 
 
@@ -15,7 +16,8 @@ class NumpyPlane:
 
     def __init__(self, bundle: Bundle, precision: str = "fp32") -> None:
         self.bundle, self.precision = bundle, precision
-        self.last_active = np.zeros(0, np.int32)
+        self.active = np.zeros(0)
+        self._shares = neuron_shares(bundle.manifest.layers)
         self.failures: list[Exception] = []
         self.fail_at_layer = 0
         self.calls: list[tuple[int, int]] = []  # (layer, rows)
@@ -40,6 +42,9 @@ class NumpyPlane:
     def rows(self) -> dict[tuple[int, int], int]:
         return {(layer, 0): sum(n for at, n in self.calls if at == layer) for layer in {at for at, _ in self.calls}}
 
+    def begin(self, rows: int) -> None:
+        self.active = np.zeros(rows)
+
     def run(self, layer: int, rows: np.ndarray, deadline: float, patience_s: float = np.inf) -> np.ndarray:
         self.calls.append((layer, len(rows)))
         if self.failures and layer == self.fail_at_layer:
@@ -47,7 +52,9 @@ class NumpyPlane:
         time.sleep(self.delay_s)
         gate = self.gates[layer]
         picked = np.stack([row @ gate["router"] for row in rows]) + gate["bias"] >= tiny.THRESHOLD
-        self.last_active = (picked * tiny.EXPERT_WIDTH).sum(1).astype(np.int32)
+        if len(self.active) != len(rows):  # asked outside of a step
+            self.begin(len(rows))
+        self.active = self.active + (picked * tiny.EXPERT_WIDTH).sum(1) * self._shares[layer]
         total = np.zeros_like(rows)
         for index, tensors in enumerate(self.experts[layer]):
             for row in np.flatnonzero(picked[:, index]):

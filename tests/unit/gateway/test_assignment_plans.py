@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -16,7 +14,7 @@ from expertmesh_controller.gateway.dispatch.links.base import FramedLink
 from expertmesh_controller.gateway.dispatch.links.local import LocalLink
 from expertmesh_controller.gateway.dispatch.plan import Plan
 from expertmesh_controller.gateway.dispatch.recurring import Round
-from expertmesh_controller.gateway.gating.routing import Routing
+from expertmesh_controller.gateway.gating.routing import Routing, RowRouting
 from rigs.expert_hosts import IdentityHost
 
 EXPERTS = 4
@@ -45,8 +43,10 @@ def assigned(link_to=lambda worker: NoLink(worker.worker_id, "unix"), held=range
 
 
 def routing(experts, weights, tokens=1, *, recurs=False):
+    if tokens == 1:
+        return RowRouting(tuple(experts), tuple(map(float, weights)), recurs)
     row = np.arange(len(experts), dtype=np.int32) % tokens
-    return Routing(tokens, np.sort(row), np.array(experts, np.int32), np.array(weights, np.float32), recurs)
+    return Routing(tokens, np.sort(row), np.array(experts, np.int32), np.array(weights, np.float32))
 
 
 def task(tokens=1, trace=""):
@@ -119,4 +119,4 @@ def test_a_row_for_experts_of_this_process_gets_a_plan_which_is_remembered_too()
 
     assert isinstance(found, Plan)
     assert made.plan(task(), asked) is found
-    assert isinstance(made.plan(task(), replace(asked, recurs=False)), Plan)
+    assert isinstance(made.plan(task(), routing([0, 1], [1, 1])), Plan)

@@ -68,11 +68,11 @@ def test_scores_are_rows_times_router_plus_bias():
 
 def test_a_remembered_routing_is_that_of_the_same_picked_set_only():
     gate = a_gate()
-    first = gate.route(np.array([[1, -1, 1, -1, -1, -1]], np.float32))
-    again = gate.route(np.array([[9, -3, 2, -1, -5, -1]], np.float32))
-    other = gate.route(np.array([[1, 1, 1, -1, -1, -1]], np.float32))
+    first = gate.route_row(np.array([[1, -1, 1, -1, -1, -1]], np.float32))
+    again = gate.route_row(np.array([[9, -3, 2, -1, -5, -1]], np.float32))
+    other = gate.route_row(np.array([[1, 1, 1, -1, -1, -1]], np.float32))
     assert again is first
-    assert picks(other) == [[0, 1, 2]]
+    assert other.experts == (0, 1, 2)
 
 
 def test_no_rows_route_nowhere():

@@ -111,10 +111,10 @@ def test_margins_of_experts_outside_the_kept_groups_are_infinitely_far():
 def test_only_weights_that_follow_from_the_picks_are_remembered():
     rows = np.array([[3, 2, 1, 0, 0, 0]], np.float32)
     ones, scores = a_gate(scale=0.5), a_gate(weighting="score")
-    assert ones.route(rows) is ones.route(2 * rows)
-    assert ones.route(rows).weight.tolist() == [0.5, 0.5]
-    assert not scores.route(rows).recurs
-    assert scores.route(2 * rows).weight.tolist() == [6, 4]
+    assert ones.route_row(rows) is ones.route_row(2 * rows)
+    assert ones.route_row(rows).weights == (0.5, 0.5)
+    assert not scores.route_row(rows).recurs
+    assert scores.route_row(2 * rows).weights == (6, 4)
 
 
 def test_tensors_that_do_not_fit_the_manifest_are_refused():

@@ -15,7 +15,7 @@ from expertmesh_controller.gateway.dispatch.links.base import FramedLink, LinkDo
 from expertmesh_controller.gateway.dispatch.links.local import LocalLink
 from expertmesh_controller.gateway.dispatch.plan import plan_dispatch
 from expertmesh_controller.gateway.dispatch.recurring import LayerPost, exchange_row
-from expertmesh_controller.gateway.gating.routing import Routing
+from expertmesh_controller.gateway.gating.routing import RowRouting
 from rigs.expert_hosts import IdentityHost
 
 HIDDEN, EXPERTS, WORKERS = 24, 12, 3
@@ -47,10 +47,9 @@ class WireLink(FramedLink):
 
 
 def routing_of(weights):
-    """Expert -> weight, for one row."""
-    experts = sorted(weights)
-    weight = np.array([weights[e] for e in experts], np.float32)
-    return Routing(1, np.zeros(len(experts), np.int32), np.array(experts, np.int32), weight)
+    """One row's, as float32 values: {expert: weight}."""
+    experts = tuple(sorted(weights))
+    return RowRouting(experts, tuple(float(np.float32(weights[expert])) for expert in experts))
 
 
 SOME = routing_of({e: 0.5 + e / 10 for e in range(6)})
@@ -104,7 +103,7 @@ def test_frames_and_results_of_any_row_after_any_other_are_those_of_the_long_way
     for seed, step in enumerate(steps):
         call, routing = call_for(seed, weight_on), routing_of(step)
         found, short = run(links, routing, call, post), last_frames(links)
-        plan = plan_dispatch(routing, owner)
+        plan = plan_dispatch(routing.whole, owner)
         expected, long = exchange(call, plan.messages, links, HopTimeout(), soon()), last_frames(links)
 
         assert short == long
@@ -151,7 +150,7 @@ def test_one_bad_answer_is_a_failure_that_names_its_pairs_and_the_others_count(l
     assert {name: getattr(third, name) for name in wanted} == wanted
     failed = third.message.routing(1)
     assert (failed.row.tolist(), failed.expert.tolist()) == ([0, 0], [2, 5])
-    np.testing.assert_array_equal(failed.weight, SOME.weight[[2, 5]])
+    np.testing.assert_array_equal(failed.weight, SOME.whole.weight[[2, 5]])
     assert isinstance(first, np.ndarray)
     assert isinstance(second, np.ndarray)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from expertmesh_common.bundle.manifest import Layer
 from expertmesh_common.errors import Precondition
 from expertmesh_common.observability.pulse import Pulse
-from expertmesh_controller.gateway.batching.picks import neuron_shares, picks_of
+from expertmesh_controller.gateway.batching.picks import picks_of
 from expertmesh_controller.gateway.batching.tapping import ChunkTap
 from expertmesh_controller.gateway.trunk.executor import Floats, TrunkExecutor, Work
 
@@ -22,8 +22,12 @@ class Experts(Protocol):
     """The routed experts that the trunk does not hold itself."""
 
     @property
-    def last_active(self) -> NDArray[np.int32]:
-        """Routed neurons that each row of the last call went through, int32 [T]."""
+    def active(self) -> NDArray[np.float64]:
+        """The share of the model's routed neurons that each row of the step went through here, [rows]."""
+        ...
+
+    def begin(self, rows: int) -> None:
+        """A step of so many rows begins."""
         ...
 
     def run(self, layer: int, rows: Floats, deadline: float, patience_s: float) -> Floats:
@@ -50,7 +54,6 @@ class Forward:
     def __init__(self, trunk: TrunkExecutor, experts: Experts, layers: Sequence[Layer], patience_s: float) -> None:
         self._trunk, self._experts, self._patience_s = trunk, experts, patience_s
         self.picks = picks_of(layers, {layer.index for layer in layers} - set(trunk.stops))
-        self._neuron_shares = neuron_shares(layers)
         self._shared_share = float(np.mean([layer.shared_width / layer.total_width for layer in layers]))
         self.active = np.zeros(0)
         self.tap: ChunkTap | None = None
@@ -67,15 +70,20 @@ class Forward:
         if self.tap is not None and self.picks is not None:
             raise Precondition("a model served with numerics `fast` cannot be explained: serve it with `exact`")
         self.pulse.beat()
-        self.active = np.full(work.rows, self._shared_share)
+        with np.errstate(over="ignore", invalid="ignore"):  # rows that are no numbers fail where they are sampled from
+            logits = self._step(work, deadline)
+        self.active = self._experts.active + self._shared_share
+        self._count_picks()
+        return logits
+
+    def _step(self, work: Work, deadline: float) -> Floats:
         rows, combined = self._trunk.begin(work), None
+        self._experts.begin(work.rows)
         for layer in self._trunk.stops:
             if combined is not None:
                 rows = self._trunk.advance(layer, combined)
             combined = self._experts_of(layer, rows, deadline)
-        logits = self._trunk.finish(combined)
-        self._count_picks()
-        return logits
+        return self._trunk.finish(combined)
 
     def _count_picks(self) -> None:
         """After the step: one that failed on its way runs again, and counts once."""
@@ -91,6 +99,4 @@ class Forward:
         self.pulse.beat()
         if self.tap is not None:
             self.tap.rows(layer, rows)
-        combined = self._experts.run(layer, rows, deadline, self._patience_s)
-        self.active += self._experts.last_active * self._neuron_shares[layer]
-        return combined
+        return self._experts.run(layer, rows, deadline, self._patience_s)

@@ -13,27 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expertmesh_common.bundle.manifest import Layer
+from expertmesh_controller.gateway.neuron_shares import expert_shares
 from expertmesh_controller.gateway.trunk.executor import Floats
 
-__all__ = ["Picks", "neuron_shares", "picks_of"]
+__all__ = ["Picks", "picks_of"]
 
 FOLD_ROWS = 256
 
 
-def neuron_shares(layers: Sequence[Layer]) -> list[float]:
-    """Of each layer: the share of the model's feed-forward that one of its neurons is; layers weigh alike."""
-    return [1.0 / (layer.total_width * len(layers)) for layer in layers]
-
-
 def picks_of(layers: Sequence[Layer], held: Collection[int]) -> Picks | None:
     """The reader of the scores of the layers `held`, whose gates are of one kind; None if none of them is routed."""
-    shares = dict(zip((layer.index for layer in layers), neuron_shares(layers), strict=True))
+    shares = dict(zip((layer.index for layer in layers), expert_shares(layers), strict=True))
     routed = [layer for layer in layers if layer.gate is not None and layer.index in held]
     if not routed:
         return None
-    widths = [[expert.width * shares[layer.index] for expert in layer.experts] for layer in routed]
     thresholds = routed[0].gate is not None and routed[0].gate.picker == "threshold"
-    return (_Thresholds if thresholds else _TopK)(routed, np.array(widths, np.float64))
+    held_shares = np.array([shares[layer.index] for layer in routed], np.float64)
+    return (_Thresholds if thresholds else _TopK)(routed, held_shares)
 
 
 class Picks(ABC):

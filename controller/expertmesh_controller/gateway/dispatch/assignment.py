@@ -14,7 +14,7 @@ from expertmesh_controller.gateway.dispatch.exchange import Task
 from expertmesh_controller.gateway.dispatch.links.base import Link
 from expertmesh_controller.gateway.dispatch.plan import Plan, plan_dispatch
 from expertmesh_controller.gateway.dispatch.recurring import LayerPost, Round
-from expertmesh_controller.gateway.gating.routing import Routing
+from expertmesh_controller.gateway.gating.routing import Routing, RowRouting
 
 MAX_REMEMBERED = 16384  # plans of single rows, over all layers
 
@@ -33,25 +33,27 @@ class Assignment:
     links: tuple[Link, ...]
     owner: tuple[NDArray[np.intp], ...]
     _posts: tuple[LayerPost, ...]
-    _plans: dict[Routing, Plan | Round]
+    _plans: dict[RowRouting, Plan | Round]
     missing_bytes: int = 0
 
-    def plan(self, task: Task, routing: Routing) -> Plan | Round:
+    def plan(self, task: Task, routing: Routing | RowRouting) -> Plan | Round:
         """Who gets which pairs of a task's routing, remembered if the routing recurs. Traced tasks get no round."""
-        if task.trace:
+        if not isinstance(routing, RowRouting):
             return plan_dispatch(routing, self.owner[task.layer])
+        if task.trace:
+            return plan_dispatch(routing.whole, self.owner[task.layer])
         if not routing.recurs:
-            return self._plan(task, routing)
+            return self._plan_row(task, routing)
         found = self._plans.get(routing)
         if found is None:
             if len(self._plans) >= MAX_REMEMBERED:
                 self._plans.clear()
-            found = self._plans[routing] = self._plan(task, routing)
+            found = self._plans[routing] = self._plan_row(task, routing)
         return found
 
-    def _plan(self, task: Task, routing: Routing) -> Plan | Round:
-        addressed = self._posts[task.layer].address(task, routing) if routing.tokens == 1 else None
-        return plan_dispatch(routing, self.owner[task.layer]) if addressed is None else addressed
+    def _plan_row(self, task: Task, routing: RowRouting) -> Plan | Round:
+        addressed = self._posts[task.layer].address(task, routing)
+        return plan_dispatch(routing.whole, self.owner[task.layer]) if addressed is None else addressed
 
 
 def assign(

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from expertmesh_controller.gateway.gating.routing import Routing
-
-MAX_REMEMBERED = 16384
+from expertmesh_controller.gateway.gating.routing import Routing, RowRouting
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,61 +21,51 @@ class Traffic:
 
 
 class Counters:
-    """Rows per expert, and the routed neurons of the last run. `widths[layer][expert]` are expert widths in neurons."""
+    """Rows per expert, and the share of all neurons that the rows of a step went through.
 
-    def __init__(self, widths: Sequence[Sequence[int]]) -> None:
-        self._widths = tuple(np.array(w, np.int32) for w in widths)
-        self._rows = tuple(np.zeros(len(w), np.int64) for w in widths)
-        self._last: tuple[int, Routing] | None = None
-        self._recurring: dict[tuple[int, Routing], int] = {}  # runs that are not in `_rows` yet
-        self._neurons: dict[tuple[int, Routing], NDArray[np.int32]] = {}
-        self._fold = threading.Lock()
+    `shares[layer][expert]` is what an expert is of the model's neurons. Used by one thread; any may ask for `rows`.
+    """
+
+    def __init__(self, shares: Sequence[Sequence[float]]) -> None:
+        self._shares = tuple(np.array(s, np.float64) for s in shares)
+        self._row_shares = tuple(tuple(s) for s in shares)
+        self._rows = tuple(np.zeros(len(s), np.int64) for s in shares)
+        self._lone_rows = tuple([0] * len(s) for s in shares)  # of runs of one row: numbers that Python adds up
+        self._active = np.zeros(0)
+        self._active_of_one = 0.0
         self.frames = 0
         self.retried_pairs = 0
 
-    def note(self, layer: int, routing: Routing) -> None:
-        """Count one run."""
-        run = self._last = (layer, routing)
-        if routing.recurs:
-            self._recurring[run] = self._recurring.get(run, 0) + 1
-            if len(self._recurring) >= MAX_REMEMBERED:
-                self._fold_in()
+    def begin(self, rows: int) -> None:
+        """A step of so many rows begins."""
+        self._active, self._active_of_one = np.zeros(rows), 0.0
+
+    def note(self, layer: int, routing: Routing | RowRouting) -> None:
+        """Count one run of the step."""
+        if isinstance(routing, RowRouting):
+            self._note_one(layer, routing.experts)
             return
-        counts = self._rows[layer]
+        counts, shares = self._rows[layer], self._shares[layer]
         counts += np.bincount(routing.expert, minlength=counts.size)
+        if len(self._active) != routing.tokens:  # a call outside of any step
+            self.begin(routing.tokens)
+        self._active += np.bincount(routing.row, shares[routing.expert], routing.tokens)
 
     @property
-    def last_active(self) -> NDArray[np.int32]:
-        """Routed neurons int32 [T] of every row of the last run."""
-        if self._last is None:
-            return np.zeros(0, np.int32)
-        found = self._neurons.get(self._last)
-        return self._count_neurons(*self._last) if found is None else found
+    def active(self) -> NDArray[np.float64]:
+        """Routed neurons of each row of the step so far, as a share of the model's, [rows]."""
+        return self._active + self._active_of_one
 
-    def _count_neurons(self, layer: int, routing: Routing) -> NDArray[np.int32]:
-        neurons = self._widths[layer][routing.expert]
-        found = np.bincount(routing.row, neurons, routing.tokens).astype(np.int32)
-        if routing.recurs:
-            if len(self._neurons) >= MAX_REMEMBERED:
-                self._neurons.clear()
-            self._neurons[layer, routing] = found
-        return found
-
-    def _fold_in(self) -> None:
-        with self._fold:
-            for (layer, routing), times in self._recurring.items():
-                self._rows[layer][routing.expert] += times  # of one row, so its experts are distinct
-            self._recurring = {}
+    def _note_one(self, layer: int, experts: tuple[int, ...]) -> None:
+        counts, shares = self._lone_rows[layer], self._row_shares[layer]
+        for expert in experts:
+            counts[expert] += 1
+            self._active_of_one += shares[expert]
 
     def rows(self) -> dict[tuple[int, int], int]:
         """Rows sent to each (layer, expert) since the start; experts without any are left out."""
-        with self._fold:
-            totals = [counts.copy() for counts in self._rows]
-            recurring = self._recurring.copy()  # in one step of the interpreter: the engine goes on counting
-        for (layer, routing), times in recurring.items():
-            totals[layer][routing.expert] += times
-        return {
-            (layer, int(index)): int(counts[index])
-            for layer, counts in enumerate(totals)
-            for index in np.flatnonzero(counts)
-        }
+        found = (
+            (layer, [many + one for many, one in zip(counts.tolist(), lone, strict=True)])
+            for layer, (counts, lone) in enumerate(zip(self._rows, self._lone_rows, strict=True))
+        )
+        return {(layer, index): rows for layer, totals in found for index, rows in enumerate(totals) if rows}

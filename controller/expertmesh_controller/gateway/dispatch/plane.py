@@ -23,7 +23,8 @@ from expertmesh_controller.gateway.dispatch.recurring import Letter, Round, exch
 from expertmesh_controller.gateway.dispatch.roster import Roster
 from expertmesh_controller.gateway.dispatch.soundness import broken_rows, without
 from expertmesh_controller.gateway.gating.gate import Gate
-from expertmesh_controller.gateway.gating.routing import Routing
+from expertmesh_controller.gateway.gating.routing import Routing, RowRouting
+from expertmesh_controller.gateway.neuron_shares import expert_shares
 
 
 class ExpertPlane:
@@ -43,7 +44,7 @@ class ExpertPlane:
         self._timeout = timeout or HopTimeout()
         frequencies = {(layer.index, e.index): e.frequency for layer in layers for e in layer.experts}
         self._roster = Roster(model, [gate.experts for gate in gates], frequencies, pool)
-        self.counters = Counters([[e.width for e in layer.experts] for layer in layers])
+        self.counters = Counters(expert_shares(layers))
         self._seq = 0
         self.trace = ""
         """The W3C traceparent of the run that comes next, "" for none; the engine's thread sets it."""
@@ -65,25 +66,26 @@ class ExpertPlane:
             InvalidInput: the rows do not fit the layer.
 
         """
+        if len(rows) == 1:
+            routing = self._gates[layer].route_row(rows)
+            if routing is not None:
+                return self._dispatch(layer, rows, routing, deadline, patience_s)
         broken = broken_rows(rows)
         if broken is None:
-            return self._run(layer, rows, deadline, patience_s)
-        out = self._run(layer, without(rows, broken), deadline, patience_s)
+            return self._dispatch(layer, rows, self._gates[layer].route(rows), deadline, patience_s)
+        sound = without(rows, broken)
+        out = self._dispatch(layer, sound, self._gates[layer].route(sound), deadline, patience_s)
         out[broken] = np.nan
         return out
 
-    def _run(self, layer: int, rows: Floats, deadline: float, patience_s: float) -> Floats:
-        gate = self._gates[layer]
-        routing = gate.route(rows)
-        self.counters.note(layer, routing)
-        if not routing.pairs:
-            return np.zeros_like(rows)
-        return self._serve(Task(self._key, layer, gate.weight_on, rows, self.trace), routing, deadline, patience_s)
+    def begin(self, rows: int) -> None:
+        """A step of so many rows begins."""
+        self.counters.begin(rows)
 
     @property
-    def last_active(self) -> NDArray[np.int32]:
-        """Routed neurons int32 [T] per row of the last run."""
-        return self.counters.last_active
+    def active(self) -> NDArray[np.float64]:
+        """Routed neurons of each row of the step, as a share of the model's, [rows]."""
+        return self.counters.active
 
     def take_suspects(self) -> tuple[str, ...]:
         """Workers whose links failed since the last call, for the report to the control loop."""
@@ -98,7 +100,16 @@ class ExpertPlane:
         """Close every link. Call when no run is under way."""
         self._pool.close()
 
-    def _serve(self, task: Task, pending: Routing, deadline: float, patience_s: float) -> Floats:
+    def _dispatch(
+        self, layer: int, rows: Floats, routing: Routing | RowRouting, deadline: float, patience_s: float
+    ) -> Floats:
+        self.counters.note(layer, routing)
+        if not routing.pairs:
+            return np.zeros_like(rows)
+        task = Task(self._key, layer, self._gates[layer].weight_on, rows, self.trace)
+        return self._serve(task, routing, deadline, patience_s)
+
+    def _serve(self, task: Task, pending: Routing | RowRouting, deadline: float, patience_s: float) -> Floats:
         out: Floats | None = None
         last_failure: Failure | None = None
         wait_until = math.inf  # patience begins with the first wait: a slow answer does not use it up
@@ -159,11 +170,12 @@ def _rest(failures: Sequence[Failure], unserved: Routing | None, tokens: int) ->
     return merge(routings if unserved is None else [*routings, unserved], tokens)
 
 
-def _unavailable(layer: int, pending: Routing, assignment: Assignment, failure: Failure | None) -> Unavailable:
-    experts = sorted(set(pending.expert.tolist()))
+def _unavailable(
+    layer: int, pending: Routing | RowRouting, assignment: Assignment, failure: Failure | None
+) -> Unavailable:
     after = f" (last failure: {failure.reason})" if failure else ""
     return Unavailable(
-        f"layer {layer}: no live worker holds expert {', '.join(map(str, experts))} as of epoch "
+        f"layer {layer}: no live worker holds expert {', '.join(map(str, pending.distinct_experts))} as of epoch "
         f"{assignment.epoch[0]}.{assignment.epoch[1]}, and none came before the deadline{after}{_lack(assignment)}"
     )
 
@@ -177,6 +189,6 @@ def _lack(assignment: Assignment) -> str:
     )
 
 
-def _too_late(layer: int, pending: Routing, failure: Failure | None) -> DeadlinePassed:
+def _too_late(layer: int, pending: Routing | RowRouting, failure: Failure | None) -> DeadlinePassed:
     after = f" ({failure.reason})" if failure else ""
     return DeadlinePassed(f"layer {layer}: the deadline passed with {pending.pairs} expert rows under way{after}")

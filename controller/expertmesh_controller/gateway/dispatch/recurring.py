@@ -30,7 +30,7 @@ from expertmesh_controller.gateway.dispatch.exchange import (
 )
 from expertmesh_controller.gateway.dispatch.links.base import FramedLink, Link, LinkDown
 from expertmesh_controller.gateway.dispatch.plan import Message
-from expertmesh_controller.gateway.gating.routing import Routing
+from expertmesh_controller.gateway.gating.routing import RowRouting
 
 _VARYING: Final = struct.Struct("<IQ")  # deadline_ms and seq lie side by side in a header
 _VARYING_AT: Final = 12
@@ -102,33 +102,35 @@ class LayerPost:
         self._pieces: dict[int, Pieces] = {}
         self._reply = (b"", b"")
 
-    def address(self, task: Task, routing: Routing) -> Round | None:
+    def address(self, task: Task, routing: RowRouting) -> Round | None:
         """The round of an untraced task's one row.
 
         None when a pair is not served, or in this process, or when a frame pads the row.
         """
         if task.rows.nbytes % 8:
             return None
-        owner = self._owner
-        shares: dict[int, tuple[list[float], list[int]]] = {}
-        for expert, weight in zip(routing.expert.tolist(), routing.weight.tolist(), strict=True):
-            share = shares.get(owner[expert])
-            if share is None:
-                shares[owner[expert]] = [weight], [expert]
-            else:
-                share[0].append(weight)
-                share[1].append(expert)
         letters, most_pairs = [], 0
-        for worker in sorted(shares):
+        for worker, (experts, weights) in self._shares(routing):
             link = self._links[worker]
             if link is None:
                 return None
-            weights, experts = shares[worker]
             count = len(experts)
             before, after, pairs = self._pieces.get(count) or self._cut(task, count)
             letters.append(Letter(worker, link, before, after, pairs.pack(*weights, *experts)))
             most_pairs = max(count, most_pairs)
         return Round(tuple(letters), self._reply, most_pairs) if letters else None
+
+    def _shares(self, routing: RowRouting) -> Sequence[tuple[int, tuple[Sequence[int], Sequence[float]]]]:
+        """(worker number, its experts and their weights), ascending."""
+        owners = [self._owner[expert] for expert in routing.experts]
+        if len(set(owners)) == 1:
+            return ((owners[0], (routing.experts, routing.weights)),)
+        shares: dict[int, tuple[list[int], list[float]]] = {}
+        for owner, expert, weight in zip(owners, routing.experts, routing.weights, strict=True):
+            experts, weights = shares.setdefault(owner, ([], []))
+            experts.append(expert)
+            weights.append(weight)
+        return sorted(shares.items())
 
     def _cut(self, task: Task, count: int) -> Pieces:
         """The pieces of this layer's requests with `count` pairs, from a whole one."""

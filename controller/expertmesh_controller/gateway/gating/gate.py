@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 
@@ -13,8 +13,9 @@ from expertmesh_common.bundle.tensors import Array, read_tensors
 from expertmesh_common.errors import CorruptData, InvalidInput
 from expertmesh_controller.gateway.gating.explain import Explanation, margins
 from expertmesh_controller.gateway.gating.groups import GroupLimit
+from expertmesh_controller.gateway.gating.one_row import row_picker
 from expertmesh_controller.gateway.gating.pickers import PICKERS, Mask
-from expertmesh_controller.gateway.gating.routing import Routing
+from expertmesh_controller.gateway.gating.routing import Routing, RowRouting
 from expertmesh_controller.gateway.gating.scorers import SCORERS, Floats, Logits, floats
 from expertmesh_controller.gateway.gating.weightings import WEIGHTINGS
 
@@ -34,6 +35,7 @@ class Gate:
     def __init__(self, config: manifest.Gate, tensors: Mapping[str, Array]) -> None:
         self._logits = Logits(tensors)
         self.hidden, self.experts = self._logits.shape
+        self._row_shape = (1, self.hidden)
         self._scorer = SCORERS[config.scorer]
         self._pick_bias = _pick_bias(tensors, self.experts)
         self._groups = GroupLimit(config.groups, self.experts) if config.groups else None
@@ -41,7 +43,8 @@ class Gate:
         self._weighting = WEIGHTINGS[config.weighting](config)
         self._scale = np.float32(config.scale)
         self.weight_on = config.weight_on
-        self._remembered: dict[bytes, Routing] = {}
+        self._pick_row = row_picker(config, self.experts, self._pick_bias)
+        self._remembered: dict[bytes, RowRouting] = {}
 
     @property
     def rule(self) -> str:
@@ -65,21 +68,33 @@ class Gate:
         return self._picker(self._pickable(scores, allowed))
 
     def route(self, rows: Floats, allowed: Mask | None = None) -> Routing:
-        """The experts and weights of rows float32 [T, hidden]; T may be 0. Errors as `score`.
-
-        A single row's routing is remembered by its picked set where the weights follow from that set: decoding one
-        token then costs a product, a comparison and a look-up.
-        """
+        """The experts and weights of rows float32 [T, hidden]; T may be 0. Errors as `score`."""
         scores = self.score(rows)
-        picked = self._picker(self._pickable(scores, allowed))
-        if len(rows) != 1 or not self._weighting.by_choice:
-            return self._routing(scores, picked, allowed)
+        return self._routing(scores, self._picker(self._pickable(scores, allowed)), allowed)
+
+    def route_row(self, row: Floats) -> RowRouting | None:
+        """As `route`, bit for bit, for one row float32 [1, hidden]; None for anything else, and where logits are huge.
+
+        Where the weights follow from the picked set a routing is remembered by it: decoding one token then costs a
+        product, a comparison and a look-up. Call it where numpy does not warn of overflows and invalid values.
+        """
+        if row.shape != self._row_shape or row.dtype != np.float32:
+            return None
+        logits = self._logits.of_row(row)
+        if not math.isfinite(logits.dot(logits)):
+            return None
+        if self._pick_row is not None:
+            return self._pick_row(logits)
+        scores = self._scorer(logits[np.newaxis])
+        picked = self._picker(self._pickable(scores, None))
+        if not self._weighting.by_choice:
+            return self._row_routing(scores, picked, recurs=False)
         key = picked.tobytes()
         found = self._remembered.get(key)
         if found is None:
-            found = self._routing(scores, picked, allowed)
+            found = self._row_routing(scores, picked, recurs=True)
             if len(self._remembered) < MAX_REMEMBERED:
-                found = self._remembered[key] = replace(found, recurs=True)
+                self._remembered[key] = found
         return found
 
     def explain(self, rows: Floats, allowed: Mask | None = None) -> Explanation:
@@ -106,6 +121,10 @@ class Gate:
         if self._scale != 1:
             weight *= self._scale
         return Routing(len(picked), row.astype(np.int32), expert.astype(np.int32), weight)
+
+    def _row_routing(self, scores: Floats, picked: Mask, *, recurs: bool) -> RowRouting:
+        found = self._routing(scores, picked, None)
+        return RowRouting(tuple(found.expert.tolist()), tuple(found.weight.tolist()), recurs)
 
 
 def _pick_bias(tensors: Mapping[str, Array], experts: int) -> Floats | None:

@@ -24,6 +24,7 @@ class Logits:
         self._bias = floats(tensors, "bias", 1)
         if self._bias.shape != self._router.shape[1:]:
             raise CorruptData(f"gate has router {self._router.shape} and bias {self._bias.shape}; they must agree")
+        self._has_bias = bool(self._bias.any())
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -36,6 +37,13 @@ class Logits:
         # differently in company.
         logits = rows @ self._router if len(rows) == 1 else (rows[:, np.newaxis] @ self._router)[:, 0]
         logits += self._bias
+        return logits
+
+    def of_row(self, row: Floats) -> Floats:
+        """The same of one row float32 [1, hidden]: float32 [experts]."""
+        logits: Floats = row[0].dot(self._router)
+        if self._has_bias:
+            logits += self._bias
         return logits
 
 

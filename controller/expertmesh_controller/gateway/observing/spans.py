@@ -41,9 +41,13 @@ class DispatchSpans:
         self._step: Span | None = None
 
     @property
-    def last_active(self) -> NDArray[Any]:
-        """See `Experts.last_active`."""
-        return self._experts.last_active
+    def active(self) -> NDArray[Any]:
+        """See `Experts.active`."""
+        return self._experts.active
+
+    def begin(self, rows: int) -> None:
+        """See `Experts.begin`."""
+        self._experts.begin(rows)
 
     @contextlib.contextmanager
     def step(self, traces: Sequence[Span | None], rows: int) -> Iterator[None]:
