@@ -8,6 +8,7 @@ from expertmesh_common.clock import SystemClock
 from expertmesh_common.errors import InvalidInput, Precondition
 from expertmesh_common.graphs.fusing import require_fusable
 from expertmesh_controller.gateway.batching.forward import Forward
+from expertmesh_controller.gateway.batching.handing import Parcel, opened
 from expertmesh_controller.gateway.batching.jobs import Facts, Job, Picked, Request, Ticket
 from expertmesh_controller.gateway.batching.picks import FOLD_ROWS, picks_of
 from expertmesh_controller.gateway.batching.stepping import Stepper
@@ -43,11 +44,12 @@ def a_prompt(slot: int = 0) -> Work:
 def test_requests_of_a_batch_get_the_tokens_of_the_oracle(bundle, fused) -> None:
     prompts, answers = [[1, 2, 3], list(range(60, 105)), [9]], {}
 
-    def post(ticket: Ticket, event) -> None:
-        if isinstance(event, Picked):
-            answers.setdefault(ticket.key, []).append(event.choice.token_id)
+    def post(parcel: Parcel) -> None:
+        for ticket, event in opened(parcel, Tally()):
+            if isinstance(event, Picked):
+                answers.setdefault(ticket.key, []).append(event.choice.token_id)
 
-    stepper = Stepper(*fused, SystemClock(), Tally(), post)
+    stepper = Stepper(*fused, SystemClock(), post)
     for key, prompt in enumerate(prompts):
         stepper.join(Job(Request(tuple(prompt), 8, 1e12), Ticket(key, Facts(0.0))))
     while stepper.roster.busy:
