@@ -234,3 +234,15 @@ async def test_a_scored_text_has_all_its_rows_and_scores_before_its_end(held) ->
     assert ticket.facts.rows == 39
     assert ticket.facts.active_share > 0
     assert ticket.facts.first_token is None
+
+
+async def test_scores_that_wait_are_counted_by_the_thread_of_the_loop(bundle: Bundle, trunk: LocalTrunk) -> None:
+    forward, folding = Forward(trunk, NumpyPlane(bundle), bundle.manifest.layers, 10.0), []
+    forward.picks = SimpleNamespace(fold=lambda: folding.append(threading.current_thread()))
+    engine = Engine(trunk, forward, SystemClock(), 4)
+    engine.start()
+    ticket = ask(engine, 3)
+    while not isinstance(await ticket.events.get(), Ended):
+        pass
+    await engine.stop()
+    assert set(folding) == {threading.current_thread()}

@@ -183,6 +183,8 @@ class Engine:
         for parcel in parcels:
             for ticket, event in opened(parcel, self.tally):
                 self._pass_on(ticket, event)
+        if self._forward.picks is not None:
+            self._forward.picks.fold()
 
     def _pass_on(self, ticket: Ticket, event: Event | None) -> None:
         if event is None or isinstance(event, (Ended, Failed)):
