@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from bisect import bisect_right
 from collections.abc import Coroutine
 from importlib.metadata import version
 from pathlib import Path
@@ -62,14 +63,28 @@ class Ours:
 
 
 async def _decode(engine: Engine, prompts: Prompts, tokens: int) -> tuple[float, list[int]]:
-    """Prompts are read in one after the other while the first answers run: all count from when the last is warm."""
+    """Prompts are read in one after the other while the first answers run, so these are ahead for good.
+
+    Peers begin together, with `WARM_TOKENS` each, and a step takes longer the more it attends over. So what counts here
+    is the same on average: from when all have begun and have `WARM_TOKENS` each, until they have `tokens` more.
+    """
     spare = (len(prompts) - 1) * 4
     tickets = [_submit(engine, prompt, WARM_TOKENS + tokens + spare) for prompt in prompts]
     answers = await asyncio.gather(*(_collect(engine, ticket) for ticket in tickets))
-    begin = max(times[WARM_TOKENS - 1] for times, _ in answers)
-    end = min(times[-1] for times, _ in answers)
-    counted = sum(begin < moment <= end for times, _ in answers for moment in times)
-    return (end - begin) / counted * tokens * len(prompts), answers[0][1]
+    return _seconds([times for times, _ in answers], tokens), answers[0][1]
+
+
+def _seconds(answers: list[list[float]], tokens: int) -> float:
+    """Of `tokens` tokens per answer, which are as many steps; `answers` are the moments of their tokens.
+
+    Both ends are found by counting tokens, so that they lie at the same place of a step in which several came.
+    """
+    moments = sorted(moment for times in answers for moment in times)
+    begun = bisect_right(moments, max(times[0] for times in answers))
+    warm = max(begun, WARM_TOKENS * len(answers))
+    end = moments[warm + tokens * len(answers) - 1]
+    assert end <= min(times[-1] for times in answers), "an answer was over while others counted: give it spare tokens"
+    return end - moments[warm - 1]
 
 
 async def _prefill(engine: Engine, prompt: list[int]) -> float:

@@ -10,6 +10,7 @@ from expertmesh_common.clock import ManualClock, SystemClock
 from expertmesh_common.errors import CorruptData, DeadlinePassed, Exhausted, InvalidInput, Unavailable
 from expertmesh_controller.gateway.batching.engine import Engine
 from expertmesh_controller.gateway.batching.forward import Forward
+from expertmesh_controller.gateway.batching.handing import Parcel, opened
 from expertmesh_controller.gateway.batching.jobs import Ended, Facts, Failed, Job, Picked, Reason, Request, Ticket
 from expertmesh_controller.gateway.batching.stepping import Stepper
 from expertmesh_controller.gateway.batching.tally import Tally
@@ -38,12 +39,13 @@ class Bench:
         self.plane, self.clock, self.tally = NumpyPlane(bundle), ManualClock(), Tally()
         self.events: dict[int, list] = {}
         forward = Forward(trunk, self.plane, bundle.manifest.layers, patience_s=10)
-        self.stepper = Stepper(trunk, forward, self.clock, self.tally, self._post)
+        self.stepper = Stepper(trunk, forward, self.clock, self._post)
         self.log: list[tuple[int, object]] = []
 
-    def _post(self, ticket: Ticket, event) -> None:
-        self.events[ticket.key].append(event)
-        self.log.append((ticket.key, event))
+    def _post(self, parcel: Parcel) -> None:
+        for ticket, event in opened(parcel, self.tally):
+            self.events[ticket.key].append(event)
+            self.log.append((ticket.key, event))
 
     def join(self, prompt: list[int], max_tokens: int, **rest) -> Ticket:
         ticket = Ticket(len(self.events), Facts(self.clock.monotonic()))

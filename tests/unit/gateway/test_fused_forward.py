@@ -8,6 +8,7 @@ from expertmesh_common.clock import SystemClock
 from expertmesh_common.errors import InvalidInput, Precondition
 from expertmesh_common.graphs.fusing import require_fusable
 from expertmesh_controller.gateway.batching.forward import Forward
+from expertmesh_controller.gateway.batching.handing import Parcel, opened
 from expertmesh_controller.gateway.batching.jobs import Facts, Job, Picked, Request, Ticket
 from expertmesh_controller.gateway.batching.picks import FOLD_ROWS, picks_of
 from expertmesh_controller.gateway.batching.stepping import Stepper
@@ -43,11 +44,12 @@ def a_prompt(slot: int = 0) -> Work:
 def test_requests_of_a_batch_get_the_tokens_of_the_oracle(bundle, fused) -> None:
     prompts, answers = [[1, 2, 3], list(range(60, 105)), [9]], {}
 
-    def post(ticket: Ticket, event) -> None:
-        if isinstance(event, Picked):
-            answers.setdefault(ticket.key, []).append(event.choice.token_id)
+    def post(parcel: Parcel) -> None:
+        for ticket, event in opened(parcel, Tally()):
+            if isinstance(event, Picked):
+                answers.setdefault(ticket.key, []).append(event.choice.token_id)
 
-    stepper = Stepper(*fused, SystemClock(), Tally(), post)
+    stepper = Stepper(*fused, SystemClock(), post)
     for key, prompt in enumerate(prompts):
         stepper.join(Job(Request(tuple(prompt), 8, 1e12), Ticket(key, Facts(0.0))))
     while stepper.roster.busy:
@@ -74,17 +76,20 @@ def test_the_rows_of_a_top_k_gate_are_counted_exactly_however_they_come_together
     layers = [layer.model_copy(update={"gate": gate}) for layer in bundle.manifest.layers]
     picks, random = picks_of(layers, range(3)), np.random.default_rng(1)
     scores = random.standard_normal((FOLD_ROWS + 50, 3, 5)).astype(np.float32)
-    shares = np.concatenate([picks.take(part) for part in np.array_split(scores, 40)])
+    shares = []
+    for part in np.array_split(scores, 40):
+        shares.append(picks.take(part))
+        picks.fold()
     best = np.argsort(-scores[:, :, : tiny.EXPERTS], axis=2)[:, :, :2]
     want = {
         (layer, expert): int((best[:, layer] == expert).sum()) for layer in range(3) for expert in range(tiny.EXPERTS)
     }
     assert picks.rows() == want
     assert picks.rows() == want, "asking counts nothing twice"
-    np.testing.assert_allclose(shares, 2 * tiny.EXPERT_WIDTH / layers[0].total_width)
+    np.testing.assert_allclose(np.concatenate(shares), 2 * tiny.EXPERT_WIDTH / layers[0].total_width)
 
 
-def test_whoever_asks_while_waiting_rows_are_counted_misses_none(bundle, monkeypatch) -> None:
+def test_rows_that_are_asked_for_or_taken_while_others_are_counted_are_not_lost(bundle, monkeypatch) -> None:
     gate = bundle.manifest.layers[0].gate.model_copy(update={"picker": "top_k", "max_k": 1})
     picks = picks_of([bundle.manifest.layers[0].model_copy(update={"gate": gate})], {0})
     count, asked = picks._count, []
@@ -93,12 +98,15 @@ def test_whoever_asks_while_waiting_rows_are_counted_misses_none(bundle, monkeyp
         if not asked:
             asked.append(0)
             asked[0] = sum(picks.rows().values())
+            picks.take(np.zeros((3, 1, tiny.EXPERTS), np.float32))  # a step beside it
         return count(waiting)
 
     monkeypatch.setattr(picks, "_count", counted)
     picks.take(np.zeros((FOLD_ROWS, 1, tiny.EXPERTS), np.float32))
+    assert not asked, "nothing is counted by the thread that takes"
+    picks.fold()
     assert asked == [FOLD_ROWS]
-    assert sum(picks.rows().values()) == FOLD_ROWS
+    assert sum(picks.rows().values()) == FOLD_ROWS + 3
 
 
 def test_a_model_without_a_fused_form_is_refused_with_the_layer(bundle) -> None:

@@ -9,6 +9,7 @@ from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.clock import ManualClock
 from expertmesh_common.errors import CorruptData, DeadlinePassed, Unavailable
 from expertmesh_controller.gateway.batching.forward import Forward
+from expertmesh_controller.gateway.batching.handing import Parcel, opened
 from expertmesh_controller.gateway.batching.jobs import (
     Ended,
     Facts,
@@ -49,10 +50,11 @@ class Bench:
         self.plane, self.clock = NumpyPlane(bundle), ManualClock()
         self.events: dict[int, list] = {}
         forward = Forward(trunk, self.plane, bundle.manifest.layers, patience_s=10)
-        self.stepper = Stepper(trunk, forward, self.clock, Tally(), self._post)
+        self.stepper = Stepper(trunk, forward, self.clock, self._post)
 
-    def _post(self, ticket: Ticket, event) -> None:
-        self.events[ticket.key].append(event)
+    def _post(self, parcel: Parcel) -> None:
+        for ticket, event in opened(parcel, Tally()):
+            self.events[ticket.key].append(event)
 
     def ticket(self) -> Ticket:
         ticket = Ticket(len(self.events), Facts(self.clock.monotonic()))

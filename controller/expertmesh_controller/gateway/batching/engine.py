@@ -14,8 +14,9 @@ from expertmesh_common.errors import Exhausted, Unavailable
 from expertmesh_common.observability.request_context import current_span
 from expertmesh_controller.gateway.batching.admission import AdmissionLimits, Newcomer, RefusalReason, refusal
 from expertmesh_controller.gateway.batching.forward import Forward
-from expertmesh_controller.gateway.batching.jobs import Ended, Facts, Failed, Job, Request, Scoring, Ticket
-from expertmesh_controller.gateway.batching.outbox import Outbox, Parcel
+from expertmesh_controller.gateway.batching.handing import Parcel, opened
+from expertmesh_controller.gateway.batching.jobs import Ended, Event, Facts, Failed, Job, Request, Scoring, Ticket
+from expertmesh_controller.gateway.batching.outbox import Outbox
 from expertmesh_controller.gateway.batching.pace import Pacing
 from expertmesh_controller.gateway.batching.reading import Readers
 from expertmesh_controller.gateway.batching.roster import Crowding, Roster
@@ -91,7 +92,7 @@ class Engine:
     def start(self) -> None:
         outbox = Outbox(asyncio.get_running_loop(), self._deliver)
         stepper = self._stepper = Stepper(
-            self._trunk, self._forward, self._clock, self.tally, outbox.put, pacing=self.pacing, spans=self._spans
+            self._trunk, self._forward, self._clock, outbox.put, pacing=self.pacing, spans=self._spans
         )
         self._thread = threading.Thread(target=self._loop, args=(stepper, outbox), name="engine", daemon=True)
         self._thread.start()
@@ -179,11 +180,17 @@ class Engine:
         return False
 
     def _deliver(self, parcels: list[Parcel]) -> None:
-        for ticket, event in parcels:
-            if event is None or isinstance(event, (Ended, Failed)):
-                self._left(ticket)
-            if event is not None and ticket in self._readers:
-                ticket.events.put_nowait(event)
+        for parcel in parcels:
+            for ticket, event in opened(parcel, self.tally):
+                self._pass_on(ticket, event)
+        if self._forward.picks is not None:
+            self._forward.picks.fold()
+
+    def _pass_on(self, ticket: Ticket, event: Event | None) -> None:
+        if event is None or isinstance(event, (Ended, Failed)):
+            self._left(ticket)
+        if event is not None and ticket in self._readers:
+            ticket.events.put_nowait(event)
 
     def _left(self, ticket: Ticket) -> None:
         facts = ticket.facts

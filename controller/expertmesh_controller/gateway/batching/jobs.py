@@ -113,7 +113,8 @@ Event = Picked | Scored | Ended | Failed
 class Facts:
     """Measured while a request runs: monotonic seconds, and feed-forward neurons evaluated as a sum of row shares.
 
-    `ended` is set when the last event has reached the front, or the request has left without one.
+    `ended` is set when the last event has reached the front, or the request has left without one. `started` is set by
+    the engine's thread when it is so; the rest by the loop's, before it passes on the events that go with it.
     """
 
     admitted: float
@@ -127,6 +128,11 @@ class Facts:
     @property
     def active_share(self) -> float:
         return self.active_rows / self.rows if self.rows else 0.0
+
+    def went_through(self, active_rows: float, rows: int) -> None:
+        """Count rows of one step; `active_rows` is the sum of their shares."""
+        self.active_rows += active_rows
+        self.rows += rows
 
 
 class Mailbox(asyncio.Queue[Event]):
@@ -195,14 +201,11 @@ class Job:
     def draw(self) -> Draw:
         return Draw(self.request.sampling, self.position, self._ids[: self._count])
 
-    def take(self, choice: Choice) -> list[Event]:
-        """Add a token. The end-of-sequence token ends the answer and is no part of it."""
+    def take(self, choice: Choice) -> Reason | None:
+        """Add a token; why the answer ends with it, or None. The end-of-sequence token is no part of it."""
         request = self.request
         if choice.token_id in request.eos_ids and not request.sampling.ignore_eos:
-            return [Ended(Reason.STOP)]
-        events: list[Event] = [Picked(self.position, choice)]
+            return Reason.STOP
         self._ids[self._count] = choice.token_id
         self._count += 1
-        if self.position >= request.max_tokens:
-            events.append(Ended(Reason.LENGTH))
-        return events
+        return Reason.LENGTH if self.position >= request.max_tokens else None

@@ -1,16 +1,13 @@
-"""From the engine's thread to the event loop: one hand-over per step, whatever the number of events."""
+"""From the engine's thread to the event loop: one hand-over per step, whatever the number of parcels."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 
-from expertmesh_controller.gateway.batching.jobs import Event, Ticket
+from expertmesh_controller.gateway.batching.handing import Parcel
 
-__all__ = ["Outbox", "Parcel"]
-
-Parcel = tuple[Ticket, Event | None]
-"""An event for a ticket; None says that a cancelled request has left."""
+__all__ = ["Outbox"]
 
 
 class Outbox:
@@ -20,8 +17,8 @@ class Outbox:
         self._loop, self._deliver = loop, deliver
         self._parcels: list[Parcel] = []
 
-    def put(self, ticket: Ticket, event: Event | None) -> None:
-        self._parcels.append((ticket, event))
+    def put(self, parcel: Parcel) -> None:
+        self._parcels.append(parcel)
 
     def flush(self) -> None:
         if self._parcels:

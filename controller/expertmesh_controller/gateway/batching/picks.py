@@ -1,11 +1,12 @@
 """Which experts the gates inside a trunk's graphs picked, from the scores they hand out: for counters and shares.
 
-Decoding must not wait for it: what the shares of a row need is computed at once, the rest when somebody asks or when
-enough has come together for one pass.
+Decoding must not wait for it: what the shares of a row need is computed at once, the rest in other threads, when
+somebody asks or when enough has come together for one pass.
 """
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 
@@ -35,8 +36,8 @@ def picks_of(layers: Sequence[Layer], held: Collection[int]) -> Picks | None:
 class Picks(ABC):
     """Scores come as float32 [rows, routed layers, columns]; experts are the first columns.
 
-    `shares` float64 [routed layers, experts] is what each expert is of the model's feed-forward. Used by the engine's
-    thread; `rows` may be asked for by any.
+    `shares` float64 [routed layers, experts] is what each expert is of the model's feed-forward. One thread takes and
+    one folds; `rows` may be asked for by any.
     """
 
     def __init__(self, routed: Sequence[Layer], shares: NDArray[np.float64]) -> None:
@@ -48,6 +49,10 @@ class Picks(ABC):
     @abstractmethod
     def take(self, scores: Floats) -> NDArray[np.float64]:
         """Count a step; returns the share of feed-forward neurons that each row's picks are, float64 [rows]."""
+
+    @abstractmethod
+    def fold(self) -> None:
+        """Count what `take` left for later, if it is much. Call it after every step, beside the next one."""
 
     def rows(self) -> dict[tuple[int, int], int]:
         """Rows of each (layer, expert) since the start; experts without any are left out."""
@@ -74,6 +79,9 @@ class _Thresholds(Picks):
         shares: NDArray[np.float64] = picked.reshape(len(picked), -1) @ self._shares.ravel()
         return shares
 
+    def fold(self) -> None:
+        """Nothing waits: the shares need what the counts need."""
+
 
 class _TopK(Picks):
     """Every row goes through as many neurons, so scores may wait until there are enough of them."""
@@ -82,27 +90,38 @@ class _TopK(Picks):
         super().__init__(routed, shares)
         (self._k,) = {layer.gate.max_k for layer in routed if layer.gate is not None}
         self._share = self._k * float(shares[:, 0].sum())
-        self._waiting_rows = 0
         self._same: dict[int, NDArray[np.float64]] = {}
-        # Counted rows and scores that wait are replaced together: whoever asks meanwhile sees no row twice or never.
-        self._taken: tuple[NDArray[np.int64], list[Floats]] = (self._rows, [])
+        # Rows that are counted and scores that wait change together: whoever asks meanwhile sees no row twice or never.
+        self._lock = threading.Lock()
+        self._waiting: list[Floats] = []
 
     def take(self, scores: Floats) -> NDArray[np.float64]:
-        rows, waiting = self._taken
-        rows_now = len(scores)
-        waiting.append(scores[:, :, : self.experts].copy())
-        self._waiting_rows += rows_now
-        if self._waiting_rows >= FOLD_ROWS:
-            self._taken, self._waiting_rows = (rows + self._count(waiting), []), 0
-        shares = self._same.get(rows_now)
+        rows = len(scores)
+        waits = scores[:, :, : self.experts].copy()
+        with self._lock:
+            self._waiting.append(waits)
+        shares = self._same.get(rows)
         if shares is None:
-            shares = self._same[rows_now] = np.full(rows_now, self._share)
+            shares = self._same[rows] = np.full(rows, self._share)
         return shares
 
+    def fold(self) -> None:
+        _, waiting = self._taken()
+        if sum(map(len, waiting)) < FOLD_ROWS:
+            return
+        counted = self._count(waiting)  # outside the lock: `take` does not wait for it
+        with self._lock:
+            self._rows = self._rows + counted
+            del self._waiting[: len(waiting)]
+
     def _counted(self) -> NDArray[np.int64]:
-        rows, waiting = self._taken
-        waiting = list(waiting)
+        rows, waiting = self._taken()
         return rows + self._count(waiting) if waiting else rows
+
+    def _taken(self) -> tuple[NDArray[np.int64], list[Floats]]:
+        """(rows that are counted, scores that wait), as they were at one moment."""
+        with self._lock:
+            return self._rows, list(self._waiting)
 
     def _count(self, waiting: Sequence[Floats]) -> NDArray[np.int64]:
         scores = np.concatenate(waiting)

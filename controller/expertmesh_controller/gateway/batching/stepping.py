@@ -12,12 +12,12 @@ import numpy as np
 from expertmesh_common.clock import Clock
 from expertmesh_common.errors import CorruptData, DeadlinePassed, MeshError, Unavailable
 from expertmesh_controller.gateway.batching.forward import Forward
-from expertmesh_controller.gateway.batching.jobs import Ended, Event, Failed, Job, Reason, Ticket
+from expertmesh_controller.gateway.batching.handing import Handout, Parcel, Taken
+from expertmesh_controller.gateway.batching.jobs import Ended, Event, Failed, Job, Reason
 from expertmesh_controller.gateway.batching.pace import Pacing
 from expertmesh_controller.gateway.batching.planning import ChunkPlan, StepPlan, advanced, planned
 from expertmesh_controller.gateway.batching.roster import Move, Roster, admitted, joined, promoted, removed
 from expertmesh_controller.gateway.batching.scoring import ScoringJob, scored
-from expertmesh_controller.gateway.batching.tally import Tally
 from expertmesh_controller.gateway.batching.tapping import ChunkTap
 from expertmesh_controller.gateway.sampling.choosing import choose, likeliest, unusable
 from expertmesh_controller.gateway.trunk.executor import Chunk, Floats, Sequences, Work
@@ -39,20 +39,19 @@ class StepSpans(Protocol):
 
 
 class Stepper:
-    """Holds the running jobs. `post(ticket, event)` tells a job's owner; event None says that it left on request."""
+    """Holds the running jobs. What `post` is given goes to their owners, in this order, when it is opened."""
 
     def __init__(
         self,
         trunk: Sequences,
         forward: Forward,
         clock: Clock,
-        tally: Tally,
-        post: Callable[[Ticket, Event | None], None],
+        post: Callable[[Parcel], None],
         *,
         pacing: Pacing | None = None,
         spans: StepSpans | None = None,
     ) -> None:
-        self._trunk, self._forward, self._clock, self._tally, self._post = trunk, forward, clock, tally, post
+        self._trunk, self._forward, self._clock, self._post = trunk, forward, clock, post
         self._pacing, self._spans = pacing or Pacing(), spans
         self._jobs: dict[int, Job | ScoringJob] = {}
         self.roster = Roster(trunk.limits.slots)
@@ -70,7 +69,7 @@ class Stepper:
     def fail_all(self, error: Exception) -> None:
         """End every job, whatever state they are in."""
         for job in self._jobs.values():
-            self._post(job.ticket, Failed(error))
+            self._post((job.ticket, Failed(error)))
         self._jobs.clear()
         self.roster = Roster(self.roster.slots)
 
@@ -121,22 +120,24 @@ class Stepper:
         return Work(ids, cached, Chunk(chunk.slot, chunk.start, token_ids, chunk.ends_prompt))
 
     def _absorb(self, plan: StepPlan, logits: Floats) -> None:
-        self._count_active(plan)
         jobs = [self._answer(key) for key in plan.sampled_keys]
         best = likeliest(logits)
         broken = unusable(logits, best)
-        draws = [job.draw() for job, bad in zip(jobs, broken, strict=True) if not bad]
-        sound = slice(None) if len(draws) == len(jobs) else ~broken
-        choices = iter(choose(logits[sound], draws, best[sound]))
+        sound = [job for job, bad in zip(jobs, broken, strict=True) if not bad]
+        rows = slice(None) if len(sound) == len(jobs) else ~broken
+        draws = [job.draw() for job in sound]
+        choices = choose(logits[rows], draws, best[rows])
         self.roster = advanced(self.roster, plan)
         if plan.chunk is not None and plan.chunk.ends_prompt:
             self._apply(*promoted(self.roster, plan.chunk.key))
-        now = self._clock.monotonic()
+        taken = [
+            Taken(job.ticket, draw.position, choice, job.take(choice))
+            for job, draw, choice in zip(sound, draws, choices, strict=True)
+        ]
+        self._hand_out(plan, taken)
         for job, bad in zip(jobs, broken, strict=True):
             if bad:
                 self._leave(job.ticket.key, Failed(_not_a_number(job)))
-            else:
-                self._hand_out(job, job.take(next(choices)), now)
 
     def _score(self, chunk: ChunkPlan | None) -> None:
         """Comes after `_absorb`, because it takes the head's buffers."""
@@ -144,7 +145,7 @@ class Stepper:
         if chunk is None or not isinstance(job, ScoringJob):
             return
         try:
-            self._post(job.ticket, scored(self._trunk, job, chunk))
+            self._post((job.ticket, scored(self._trunk, job, chunk)))
         except CorruptData as error:  # the answers that shared the step are sound
             self._leave(chunk.key, Failed(error))
             return
@@ -156,30 +157,15 @@ class Stepper:
         assert isinstance(job, Job), "a scored text is never sampled from"
         return job
 
-    def _hand_out(self, job: Job, events: Iterable[Event], now: float) -> None:
-        facts = job.ticket.facts
-        if facts.last_token is not None:
-            self._tally.token_took(1000 * (now - facts.last_token))
-        if facts.first_token is None:
-            facts.first_token = now
-            self._tally.first_token_took(1000 * (now - facts.admitted))
-        facts.last_token = now
-        for event in events:
-            if isinstance(event, Ended):
-                self._leave(job.ticket.key, event)
-            else:
-                self._post(job.ticket, event)
-
-    def _count_active(self, plan: StepPlan) -> None:
-        active, decoding = self._forward.active, len(plan.decode_keys)
-        for key, share in zip(plan.decode_keys, active[:decoding].tolist(), strict=True):
-            facts = self._jobs[key].ticket.facts
-            facts.active_rows += share
-            facts.rows += 1
-        if plan.chunk is not None:
-            facts = self._jobs[plan.chunk.key].ticket.facts
-            facts.active_rows += float(active[decoding:].sum())
-            facts.rows += plan.chunk.count
+    def _hand_out(self, plan: StepPlan, taken: Sequence[Taken]) -> None:
+        tickets = [self._jobs[key].ticket for key in plan.keys]
+        # The forward pass makes a new array of shares for every step, so this one may be read while the next one runs.
+        self._post(Handout(self._clock.monotonic(), plan, tickets, self._forward.active, taken))
+        ended = [ticket.key for ticket, _, _, reason in taken if reason is not None]
+        for key in ended:  # first of all: whoever was told that it ended must not fail with those who have to move
+            del self._jobs[key]
+        for key in ended:
+            self._apply(*removed(self.roster, key))
 
     def _mark_started(self, plan: StepPlan) -> None:
         if plan.chunk is not None:
@@ -202,7 +188,7 @@ class Stepper:
     def _leave(self, key: int, event: Event | None) -> None:
         job = self._jobs.pop(key)
         self._apply(*removed(self.roster, key))
-        self._post(job.ticket, event)
+        self._post((job.ticket, event))
 
     def _apply(self, roster: Roster, moves: Iterable[Move]) -> None:
         for move in moves:
