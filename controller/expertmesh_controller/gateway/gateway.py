@@ -70,7 +70,7 @@ class Gateway:
         self._codec = TextCodec(bundle)
         self._plane, self._forward, self.engine = plane, *self._make_engine(plane, clock, spans)
         self._follower = RouteFollower(
-            routes, plane if self._elsewhere else None, clock, gateway_id, self.name, rows=self.rows
+            routes, plane if self._elsewhere else None, clock, gateway_id, self.name, rows=self.rows, exact=held is None
         )
         served = self._served()
         self.inference = ModelAnswers(
