@@ -33,9 +33,11 @@ async def joined(
     """A new control loop that a worker joins with what it holds, when everything is served."""
     async with control_plane(bundle, MemoryStore(SystemClock()), **how) as plane:
         worker = await FakeWorker(plane.address, "w", 10**7, resident=held, knows_numerics=knows_numerics).join()
-        await plane.until(lambda: plane.at_rest() and plane.covered())
-        yield plane, worker
-        await worker.die()
+        try:
+            await plane.until(lambda: plane.at_rest() and plane.covered())
+            yield plane, worker
+        finally:
+            await worker.die()
 
 
 async def loaded(bundle: Path, how: dict[str, str], *, knows_numerics: bool = True) -> dict[Held, object]:

@@ -86,7 +86,7 @@ def test_every_expert_is_on_workers_and_answers_say_that_they_are_fast(mesh: Par
 
         assert (served.numerics, served.local_layers) == ("fast", "none")
         assert loads(workers, "int4/fast") >= experts_of(folder)
-        answer = client.complete(prompt_ids=PROMPT, max_tokens=24, ignore_eos=True, model="quick")
+        answer = client.complete(prompt_ids=PROMPT, max_tokens=24, ignore_eos=True, model="quick", deadline_s=30)
         assert (len(answer.token_ids), answer.numerics, answer.precision) == (24, "fast", "int4")
         assert client.score(TEXT, model="quick").numerics == "fast"
         assert fingerprint(door, "quick").endswith("_int4_fast")
@@ -104,14 +104,14 @@ def test_a_model_that_comes_back_exact_is_loaded_anew_by_the_workers_that_held_i
         controller = mesh.controller(*(f"--{k.replace('_', '-')}={v}" for k, v in SERVED.items()))
         workers = [mesh.worker("w1", budget="64MB")]
         until_live(mesh, client, "w1")
-        assert client.complete(prompt_ids=PROMPT, max_tokens=8).numerics == "fast"
+        assert client.complete(prompt_ids=PROMPT, max_tokens=8, deadline_s=30).numerics == "fast"
         before = (loads(workers, "int4/fast"), loads(workers, "int4"))
 
         controller.kill()
         mesh.controller("--precision", "int4")
         until_live(mesh, client, "w1")
 
-        assert client.complete(prompt_ids=PROMPT, max_tokens=8).numerics == "exact"
+        assert client.complete(prompt_ids=PROMPT, max_tokens=8, deadline_s=30).numerics == "exact"
         count = experts_of(folder)
         assert before == (count, 0)
         assert workers[0].orders_done("unload") == count
