@@ -195,9 +195,9 @@ class Client:
 
         `path` is the bundle's folder on the controller's machine. `name`, `precision`, `numerics` ("exact", or "fast":
         gateways hold the whole model as one graph, without workers) and `slots` default to the bundle's name and the
-        controller's settings. `local_layers` ("0,3,8-11") are those whose experts gateways hold with "fast"; the others
-        go to workers. `budget_share` (0 to 1) bounds what its experts may take of all
-        workers' budgets. Serving what is served already, the same way, changes nothing.
+        controller's settings. `local_layers` ("0,3,8-11", "none") are those whose experts gateways hold with "fast";
+        the others go to workers. `budget_share` (0 to 1) bounds what its experts may take of all workers' budgets.
+        Serving what is served already, the same way, changes nothing.
 
         Raises:
             InvalidRequest: the bundle cannot be served like this, or the name is taken; the message names what.

@@ -54,7 +54,8 @@ class ModelStatus:
     workers' budgets; `missing_bytes` are resident bytes of experts for which there is no room (in that share).
     `resident_bytes` belong to `instances` copies of `experts`. `ttft_p95_ms` and `token_p95_ms` were seen over the
     target's window, 0 without answers in it; `targets` judges them, empty where nothing was promised. With `numerics`
-    "fast" gateways hold the experts of `local_layers` ("0,3,8-11"; empty: all) themselves, and no worker has copies.
+    "fast" gateways hold the experts of `local_layers` ("0,3,8-11", "none"; empty: all) themselves, and no worker has
+    copies.
     """
 
     name: str

@@ -30,11 +30,11 @@ Precision = Annotated[
 ]
 Numerics = Annotated[
     str | None,
-    typer.Option("--numerics", help="exact (default), or fast: the gateway holds the whole model as one graph."),
+    typer.Option("--numerics", help="exact (default), or fast: the gateway holds the model, whole by default."),
 ]
 LocalLayers = Annotated[
     str | None,
-    typer.Option("--local-layers", help="With fast: only these layers' experts in the gateway, as in 0,3,8-11."),
+    typer.Option("--local-layers", help="With fast: these layers' experts only in the gateway: 0,3,8-11, or none."),
 ]
 
 

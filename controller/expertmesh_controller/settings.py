@@ -53,7 +53,7 @@ class ControllerSettings(BaseModel):
     numerics: Numerics = "exact"
     """For models that say nothing else; `fast` runs a whole model as one graph in each gateway, without workers."""
     local_layers: str = ALL
-    """For models with these numerics: the layers whose experts a `fast` gateway holds, `0,3,8-11`; empty is all."""
+    """The layers whose experts a gateway holds, for models with these numerics: `0,3,8-11` or `none`; empty is all."""
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Of each trunk. More than the free cores makes every token slower."""
     slots: Annotated[int, Field(ge=1, le=1024)] = 16

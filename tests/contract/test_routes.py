@@ -159,6 +159,21 @@ class FollowingPlane:
         self.tables.put_nowait(table)
 
 
+async def test_a_gateway_of_an_exact_model_uses_no_copies_of_it_that_are_not(rig: Rig) -> None:
+    fast, exact = (InstanceRoute("m", 0, index, "w", "int4", how) for index, how in enumerate(("fast", "exact")))
+    of_another = InstanceRoute("other", 0, 0, "w", "int4", "fast")
+    mixed = RouteTable(Epoch(1, 1), (WORKER,), (fast, exact, of_another))
+    rig.hub.publish(mixed)
+    for is_exact, instances in ((True, (exact, of_another)), (False, mixed.instances)):
+        plane = FollowingPlane()
+        follower = RouteFollower(rig.routes, plane, SystemClock(), "gw", "m", rows=dict, exact=is_exact)
+        following = asyncio.create_task(follower.follow())
+        async with asyncio.timeout(5):
+            assert (await plane.tables.get()).instances == instances
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
 async def test_a_refused_gateway_says_why_and_follows_as_soon_as_it_is_let_in(caplog: pytest.LogCaptureFixture) -> None:
     rig = Rig()
     rig.hub.publish(table(3))

@@ -63,6 +63,24 @@ def test_both_gateways_hold_the_local_layers_and_workers_the_others(tiny_folder,
 
 
 @pytest.mark.slow
+def test_both_gateways_may_leave_every_expert_to_workers_that_need_not_be_exact(tiny_folder, folder):
+    want = tiny.greedy_ids(Bundle(tiny_folder), PROMPT, 12)
+    arguments = ["--model", str(tiny_folder), "--gateways", "2", *FAST, "--local-layers", "none"]
+    with running_up(folder, [*arguments, "--workers", "2", "--budget-share", "0.5"]) as up:
+        for address in up.addresses:
+            with Client(address) as client:
+                answer = client.complete(prompt_ids=PROMPT, max_tokens=12, ignore_eos=True)
+                assert ([*answer.token_ids], answer.numerics) == (want, "fast")
+                assert len(client.explain("the rain").layers) == tiny.LAYERS
+        with Client(up.address) as client:
+            (status,) = client.served_models()
+        assert (status.state, status.local_layers, status.missing_bytes) == ("ready", "none", 0)
+        assert "fp32 fast none" in shown(up, "models", "list")
+        assert "12 of 12 experts of tiny are served" in shown(up, "doctor")
+        assert up.stop() == 0
+
+
+@pytest.mark.slow
 def test_one_model_may_be_fast_and_another_lie_on_workers(tiny_folder, folder):
     arguments = ["--model", str(tiny_folder), "--listen", "127.0.0.1:0", "--store", "memory", "--http-port", "off"]
     with running_up(folder, [*arguments, "--workers", "2"]) as up, Client(up.address) as client:

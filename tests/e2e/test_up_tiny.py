@@ -188,10 +188,15 @@ def test_a_secure_mesh_answers_only_who_has_a_certificate(tiny_folder, folder, e
         (["--local-layers", "0"], "--local-layers: local_layers '0': only numerics `fast` have some"),
         (
             ["--numerics", "fast", "--local-layers", "0-"],
-            "--local-layers: local_layers '0-': expected `all`, or ranges",
+            "--local-layers: local_layers '0-': expected `all`, `none`, or ranges",
         ),
         (["--numerics", "fast", "--local-layers", "0-9"], "local_layers '0-9': tiny has layers 0 to 2"),
         (["--numerics", "fast", "--local-layers", "0", "--workers", "0"], "raise --workers"),
+        (["--local-layers", "none"], "--local-layers: local_layers 'none': only numerics `fast` have some"),
+        (
+            ["--numerics", "fast", "--local-layers", "none", "--workers", "0"],
+            "--workers 0: --local-layers none leaves every expert to workers; add some, or leave it out",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(tiny_folder, tmp_path, arguments, words):

@@ -45,12 +45,12 @@ class TestRoutes:
 class House:
     """A served gateway and a client's stub."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, held: frozenset[int] | None = None) -> None:
         self.plane, self.routes = NumpyPlane(bundle), TestRoutes()
         settings = GatewaySettings(
             slots=4, context_tokens=CONTEXT, prefill_chunk_tokens=32, queue_limit=2, report_interval_s=0.05
         )
-        self.gateway = Gateway(bundle, "fp32", self.routes, self.plane, settings, gateway_id="g1")
+        self.gateway = Gateway(bundle, "fp32", self.routes, self.plane, settings, gateway_id="g1", held=held)
         self.serving = Serving(Security())
 
     async def open(self) -> None:
@@ -257,6 +257,30 @@ async def test_a_model_is_ready_when_every_expert_has_an_instance(house: House) 
     assert [table.epoch.n for table in house.plane.tables] == [1, 2]
     (model,) = (await house.stub.ListModels(pb.ListModelsRequest())).models
     assert model.ready
+
+
+async def test_an_exact_model_is_not_ready_with_copies_that_are_not_exact(house: House) -> None:
+    worker = WorkerRoute("w1", "g", (), "h", 1.0)
+    places = [(layer, index) for layer in range(tiny.LAYERS) for index in range(tiny.EXPERTS)]
+    for n, numerics in enumerate(("fast", "exact"), start=1):
+        instances = tuple(InstanceRoute("tiny", layer, index, "w1", "fp32", numerics) for layer, index in places)
+        await house.routes.tables.put(RouteTable(Epoch(1, n), (worker,), instances))
+    await eventually(lambda: house.gateway.ready)
+    assert [len(table.instances) for table in house.plane.tables] == [0, len(places)]
+
+
+async def test_a_fast_model_whose_experts_are_all_on_workers_takes_what_they_hold(bundle: Bundle) -> None:
+    house = House(bundle, held=frozenset())
+    await house.open()
+    worker = WorkerRoute("w1", "g", (), "h", 1.0)
+    places = [(layer, index) for layer in range(tiny.LAYERS) for index in range(tiny.EXPERTS)]
+    numerics = ("fast", "exact")
+    instances = tuple(InstanceRoute("tiny", *at, "w1", "fp32", numerics[at[1] % 2]) for at in places)
+    await house.routes.tables.put(RouteTable(Epoch(1, 1), (worker,), instances))
+    await eventually(lambda: house.gateway.ready)
+    _, finished = await house.generate(**PROMPT, max_tokens=2)
+    assert finished.numerics == "fast"
+    await house.close()
 
 
 async def test_the_load_is_reported_once(house: House) -> None:

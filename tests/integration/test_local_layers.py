@@ -86,9 +86,10 @@ def test_a_worker_killed_in_mid_answer_costs_no_token(mesh, folder):
     ("asked", "words"),
     [
         ({"numerics": "fast", "local_layers": "0-3"}, "local_layers '0-3': tiny has layers 0 to 2, none numbered 3"),
-        ({"numerics": "fast", "local_layers": "2-1"}, "local_layers '2-1': expected `all`, or ranges"),
+        ({"numerics": "fast", "local_layers": "2-1"}, "local_layers '2-1': expected `all`, `none`, or ranges"),
         ({"numerics": "exact", "local_layers": "0"}, "local_layers '0': only numerics `fast`"),
         ({"local_layers": "0"}, "local_layers '0': only numerics `fast`"),
+        ({"local_layers": "none"}, "local_layers 'none': only numerics `fast`"),
     ],
 )
 async def test_layers_that_cannot_be_held_are_refused_with_the_field_named(folder, tmp_path, asked, words):

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -26,6 +27,7 @@ from models.made_experts import HIDDEN, SMALL, reference, store_expert
 from models.scripted_control import ScriptedControl
 
 TOKEN = "secret"
+FIELDS = dataclasses.asdict(SMALL)
 SECURITY = Security(token=TOKEN)
 ROWS = np.random.default_rng(0).standard_normal((3, HIDDEN)).astype(np.float32)
 
@@ -218,6 +220,31 @@ async def test_a_worker_serves_on_without_its_controller_and_joins_again_with_it
     assert (resident.expert.index, resident.precision, resident.digest) == (2, "fp32", experts[2].digest)
     assert resident.resident_bytes == resident_bytes(SMALL)
     assert_computes(await execute(address, 2), seed=2)
+
+
+async def test_a_worker_says_what_it_holds_for_numerics_fast_so_that_nobody_takes_it_for_exact(
+    control, start_worker, experts
+):
+    await start_worker()
+    before = await control.next_worker()
+    fast = dataclasses.replace(SMALL, numerics="fast")
+    assert (await before.order(control.load(0, SMALL, experts[0]))).ok
+    assert (await before.order(control.load(1, fast, experts[1]))).ok
+    assert (await before.order(control.load(2, fast, experts[2]))).ok
+    assert (await before.order(control.load(2, SMALL, experts[2]))).ok  # not done already: that one is not exact
+    refused = await before.order(control.load(0, SimpleNamespace(**{**FIELDS, "numerics": "quick"}), experts[0]))
+    assert "no expert template for numerics 'quick': there are exact, fast" in refused.error
+
+    await control.stop()
+    await control.start(control.address)
+    found = {r.expert.index: r for r in (await control.next_worker()).hello.resident}
+
+    assert {index: (r.digest, r.fast_digest) for index, r in found.items()} == {
+        0: (experts[0].digest, ""),
+        1: ("", experts[1].digest),  # a control loop that knows no numerics finds nothing that it could adopt
+        2: (experts[2].digest, ""),
+    }
+    assert_computes(await execute(before.hello.endpoints[0].address, 1), seed=1)
 
 
 async def test_a_worker_that_is_told_to_stop_leaves_first_and_ends_well(control, start_worker, experts):

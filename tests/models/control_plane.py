@@ -51,9 +51,12 @@ class ControlPlane:
 
 
 @contextlib.asynccontextmanager
-async def control_plane(folder: Path, store: Store, settings: ControlSettings = QUICK) -> AsyncIterator[ControlPlane]:
+async def control_plane(
+    folder: Path, store: Store, settings: ControlSettings = QUICK, **how: str
+) -> AsyncIterator[ControlPlane]:
+    """`how` the model is served: numerics, local_layers."""
     bundle = Bundle(folder)
-    loop = ControlLoop([ServedModel("tiny", bundle, "fp32")], store, SystemClock(), settings, version="0.1.0")
+    loop = ControlLoop([ServedModel("tiny", bundle, "fp32", **how)], store, SystemClock(), settings, version="0.1.0")
     serving = Serving(Security())
     keeper = ModelKeeper(loop, NoGateway(), store, SystemClock(), [])
     loop.add_to(serving.server, ModelOperations(keeper))

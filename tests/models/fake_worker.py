@@ -15,14 +15,18 @@ Held = tuple[str, int, int, str]
 
 
 class FakeWorker:
-    """Says hello, beats, and answers orders; `on_load` may fail a load by returning an error text."""
+    """Says hello, beats, and answers orders; `on_load` may fail a load by returning an error text.
+
+    With `knows_numerics` False it is of a version that loads everything exact.
+    """
 
     def __init__(
         self, address: str, worker_id: str, budget_bytes: int, *, generation: str = "g1", version: str = "0.1.0",
         speed: float = 1000.0, beat_s: float = 0.1,
         on_load: Callable[[membership_pb2.Load], str | None] = lambda load: None,
-        resident: dict[Held, membership_pb2.ExpertSpec] | None = None,
+        resident: dict[Held, membership_pb2.ExpertSpec] | None = None, knows_numerics: bool = True,
     ) -> None:  # fmt: skip
+        self.knows_numerics = knows_numerics
         self.worker_id, self.generation, self.version, self.speed = worker_id, generation, version, speed
         self.budget_bytes, self.beat_s, self.on_load = budget_bytes, beat_s, on_load
         self.beating = True
@@ -60,12 +64,14 @@ class FakeWorker:
                 cores=1, memory_bytes=2**30, budget_bytes=self.budget_bytes, speed_rows_per_s=self.speed
             ),
             endpoints=[common_pb2.Endpoint(transport="grpc", address=f"{self.worker_id}:7171")],
-            resident=[
-                membership_pb2.ResidentExpert(
-                    expert=s.expert, precision=s.precision, digest=s.digest, resident_bytes=s.resident_bytes
-                )
-                for s in self.held.values()
-            ],
+            resident=[self._resident(spec) for spec in self.held.values()],
+        )  # fmt: skip
+
+    def _resident(self, spec: membership_pb2.ExpertSpec) -> membership_pb2.ResidentExpert:
+        fast = self.knows_numerics and spec.numerics == "fast"
+        return membership_pb2.ResidentExpert(
+            expert=spec.expert, precision=spec.precision, resident_bytes=spec.resident_bytes,
+            **{"fast_digest" if fast else "digest": spec.digest},
         )  # fmt: skip
 
     def leave(self) -> None:

@@ -82,6 +82,7 @@ class ScriptedControl(membership_pb2_grpc.MembershipServicer):
             expert=common_pb2.ExpertRef(model="m", layer=0, index=index), precision=shape.precision,
             digest=blob.digest, blob_bytes=blob.size_bytes, resident_bytes=resident_bytes,
             hidden=shape.hidden, width=shape.width, activation=shape.activation,
+            numerics="" if shape.numerics == "exact" else shape.numerics,
         )  # fmt: skip
         addresses = [self.address] if sources is None else sources
         endpoints = [common_pb2.Endpoint(transport="grpc", address=address) for address in addresses]

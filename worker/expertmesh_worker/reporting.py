@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from expertmesh_api.v1 import common_pb2, experts_pb2, membership_pb2
 from expertmesh_worker.runtime.executing import Runtime
-from expertmesh_worker.runtime.residents import ExpertName, Residents
+from expertmesh_worker.runtime.residents import ExpertName, Resident, Residents
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +23,6 @@ class Reporter:
     runtime: Runtime
 
     def hello(self, endpoints: Sequence[common_pb2.Endpoint]) -> membership_pb2.Hello:
-        resident = [
-            membership_pb2.ResidentExpert(
-                expert=_ref(held.name), precision=held.precision, digest=held.digest, resident_bytes=held.bytes
-            )
-            for held in self.residents
-        ]
         return membership_pb2.Hello(
             worker_id=self.worker_id,
             generation=self.generation,
@@ -36,7 +30,7 @@ class Reporter:
             host_id=self.host_id,
             capabilities=self.capabilities,
             endpoints=endpoints,
-            resident=resident,
+            resident=[_resident(held) for held in self.residents],
         )
 
     def heartbeat(self, n: int) -> membership_pb2.Heartbeat:
@@ -67,6 +61,13 @@ class Reporter:
             rows=self.runtime.work.rows,
             experts=experts,
         )
+
+
+def _resident(held: Resident) -> membership_pb2.ResidentExpert:
+    digests = {"fast_digest" if held.numerics == "fast" else "digest": held.digest}
+    return membership_pb2.ResidentExpert(
+        expert=_ref(held.name), precision=held.precision, resident_bytes=held.bytes, **digests
+    )
 
 
 def _ref(name: ExpertName) -> common_pb2.ExpertRef:

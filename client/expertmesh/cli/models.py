@@ -65,11 +65,11 @@ def serve(
     name: Annotated[str, typer.Option(help="What requests call it; default: the bundle's name.")] = "",
     precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, int8 or int4; default: the controller's.")] = "",
     numerics: Annotated[
-        str, typer.Option(help="exact, or fast: gateways hold the whole model; default: the controller's.")
+        str, typer.Option(help="exact, or fast: gateways hold the whole model, by default; default: the controller's.")
     ] = "",
     local_layers: Annotated[
         str,
-        typer.Option(help="With fast: only these layers' experts in the gateways, as in 0,3,8-11, or all."),
+        typer.Option(help="With fast: only these layers' experts in the gateways, as in 0,3,8-11, or all, or none."),
     ] = "",
     budget_share: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Most that its experts may take of all workers' budgets.")

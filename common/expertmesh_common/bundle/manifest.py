@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from expertmesh_common.bundle.parts import (
+    NUMERICS,
     PRECISIONS,
     Blob,
     Digest,
@@ -35,6 +36,7 @@ MANIFEST_NAME = "manifest.json"
 
 __all__ = [
     "MANIFEST_NAME",
+    "NUMERICS",
     "PRECISIONS",
     "SCHEMA_VERSION",
     "Blob",

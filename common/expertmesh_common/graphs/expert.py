@@ -1,9 +1,9 @@
 """ONNX templates of one routed expert, and what a loaded one weighs.
 
 `expert(x) = act(x @ gate_up + gate_up_bias) @ down + down_bias`, with gate and up stored as one matrix, gate columns
-first. A template is chosen by (precision, activation) and by whether the file has the biases `gate_up_bias` float32
-[2*width] and `down_bias` float32 [hidden]. The graph holds no weights, only their places in the expert's tensor file;
-`gate_up` [hidden, 2*width] and `down` [width, hidden] lie there as `matrices` says.
+first. A template is chosen by (precision, activation, numerics) and by whether the file has the biases `gate_up_bias`
+float32 [2*width] and `down_bias` float32 [hidden]. The graph holds no weights, only their places in the expert's tensor
+file; `gate_up` [hidden, 2*width] and `down` [width, hidden] lie there as `matrices` says.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 from onnx import TensorProto
 
-from expertmesh_common.bundle.parts import PRECISIONS
+from expertmesh_common.bundle.parts import NUMERICS, PRECISIONS
 from expertmesh_common.bundle.tensors import TensorView
 from expertmesh_common.errors import CorruptData, InvalidInput
 from expertmesh_common.graphs.building import GraphBuilder
@@ -42,8 +42,10 @@ Views = Mapping[str, TensorView]
 class ExpertShape:
     """Everything that picks a template, but for the biases.
 
+    `numerics` say how the expert computes, never what is stored: layout and bytes are the same.
+
     Raises:
-        InvalidInput: no template for this precision and activation, or sizes it cannot hold.
+        InvalidInput: no template for this precision, activation and numerics, or sizes it cannot hold.
 
     """
 
@@ -51,6 +53,7 @@ class ExpertShape:
     width: int
     precision: str
     activation: str = "swiglu"
+    numerics: str = "exact"
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS or self.activation not in _ACTIVATIONS:
@@ -58,6 +61,8 @@ class ExpertShape:
                 f"no expert template for {self.precision}/{self.activation}: there are the precisions"
                 f" {', '.join(PRECISIONS)} and the activations {', '.join(_ACTIVATIONS)}"
             )
+        if self.numerics not in NUMERICS:
+            raise InvalidInput(f"no expert template for numerics {self.numerics!r}: there are {', '.join(NUMERICS)}")
         step = matrix_format(self.precision).step
         if min(self.hidden, self.width) < 1 or self.hidden % step or self.width % step:
             raise InvalidInput(
@@ -69,8 +74,8 @@ class ExpertShape:
 def expert_graph(shape: ExpertShape, views: Views, location: str) -> bytes:
     """A serialised ONNX model: input `rows` float32 [n, hidden], output `out` float32 [n, hidden].
 
-    A row gets the same bits whatever its neighbours. Initialisers are external data: `location` is the name of the
-    tensor file that `views` describes, in the folder that the session is told of.
+    With numerics `exact` a row gets the same bits whatever its neighbours. Initialisers are external data: `location`
+    is the name of the tensor file that `views` describes, in the folder that the session is told of.
 
     Raises:
         CorruptData: the file lacks a tensor, or one has another shape or dtype than `shape` asks for.
@@ -80,7 +85,7 @@ def expert_graph(shape: ExpertShape, views: Views, location: str) -> bytes:
     graph = GraphBuilder(views, location, shape.precision)
     graph.input(INPUT, TensorProto.FLOAT, ("n", shape.hidden))
     graph.output(OUTPUT, TensorProto.FLOAT, ("n", shape.hidden))
-    if _needs_one_row_more(shape, views):
+    if shape.numerics == "exact" and _needs_one_row_more(shape, views):
         _with_one_row_more(graph, shape)
     else:
         _feed_forward(graph, shape, INPUT, OUTPUT)
@@ -97,7 +102,10 @@ def tensor_layout(shape: ExpertShape, views: Views | None = None) -> tuple[Tenso
 
 
 def resident_bytes(shape: ExpertShape, views: Views | None = None) -> int:
-    """Bytes of process memory that one loaded instance takes: weights as the runtime keeps them, and its session."""
+    """Bytes of process memory that one loaded instance takes: weights as the runtime keeps them, and its session.
+
+    Those of `exact` whatever the numerics: a manifest says them once, and control loop and worker must agree.
+    """
     weights = sum(matrix_format(shape.precision).resident_bytes(m) for m in _matrices(shape, views))
     biases = sum(need.size_bytes + _BYTES_PER_BIAS for need in _biases(shape) if views and need.name in views)
     clamp = _CLAMP_BYTES if shape.activation == "clamped-swiglu" else 0

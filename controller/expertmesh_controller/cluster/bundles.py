@@ -10,7 +10,10 @@ from expertmesh_api.v1 import routes_pb2
 from expertmesh_controller.cluster.local_layers import ALL
 
 _PARTLY = "fast-layers"
-"""How `fast` with some layers elsewhere is told: gateways that know no local layers must refuse it, not take all."""
+"""How `fast` with some layers elsewhere is told: gateways that know no local layers must refuse it, not take all.
+
+Those that know ranges but no `none` refuse that as a wrong range. None takes it for a whole model or for an exact one.
+"""
 
 __all__ = ["Bundles", "LeavingModel", "Offer", "ServedBundle"]
 

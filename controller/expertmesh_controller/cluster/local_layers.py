@@ -1,4 +1,4 @@
-"""Which layers' experts a gateway holds itself: `all`, or ranges as in `0,3,8-11`."""
+"""Which layers' experts a gateway holds itself: `all`, `none`, or ranges as in `0,3,8-11`."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from collections.abc import Collection, Iterator
 from expertmesh_common.bundle.manifest import Manifest
 from expertmesh_common.errors import InvalidInput
 
-__all__ = ["ALL", "checked_ranges", "held_layers", "spelled", "stops_of"]
+__all__ = ["ALL", "NONE", "checked_ranges", "held_layers", "spelled", "stops_of"]
 
 ALL = ""
 """As a spec says it; `all` is what people may write."""
+NONE = "none"
+"""With numerics `fast`: every expert is on workers, which need not be exact."""
 _AROUND = re.compile(r"\s*([,-])\s*")
 _RANGE = re.compile(r"([0-9]{1,6})(?:-([0-9]{1,6}))?")
 
 
 def checked_ranges(text: str, numerics: str) -> str:
-    """`text` without spaces, `ALL` for `all`.
+    """`text` without spaces, `ALL` for `all`, `NONE` as it is.
 
     Raises:
-        InvalidInput: it is no list of ranges, or numerics are not `fast`.
+        InvalidInput: it is neither these nor a list of ranges, or numerics are not `fast`.
 
     """
     found = _AROUND.sub(r"\1", text.strip())
@@ -28,7 +30,8 @@ def checked_ranges(text: str, numerics: str) -> str:
         return ALL
     if numerics != "fast":
         raise InvalidInput(f"local_layers {text[:80]!r}: only numerics `fast` have some, and these are {numerics!r}")
-    tuple(_ranges(found))
+    if found != NONE:
+        tuple(_ranges(found))
     return found
 
 
@@ -36,15 +39,15 @@ def held_layers(manifest: Manifest, numerics: str, text: str) -> frozenset[int]:
     """The layers with experts that a gateway holds itself: none for `exact`, those of `text` for `fast`.
 
     Raises:
-        InvalidInput: `text` is no list of ranges, names a layer that the model does not have, or none with experts.
+        InvalidInput: `text` cannot be read, names a layer that the model does not have, or none with experts.
 
     """
     if numerics != "fast":
         return frozenset()
     routed = frozenset(layer.index for layer in manifest.layers if layer.gate is not None)
     ranges = checked_ranges(text, numerics)
-    if ranges == ALL:
-        return routed
+    if ranges in {ALL, NONE}:
+        return routed if ranges == ALL else frozenset()
     last = len(manifest.layers) - 1
     for _, end in _ranges(ranges):
         if end > last:
@@ -64,6 +67,8 @@ def spelled(manifest: Manifest, held: Collection[int]) -> str:
     """The shortest text that `held_layers` reads as `held`: equal layers are written alike."""
     if not stops_of(manifest, held):
         return ALL
+    if not held:
+        return NONE
     layers = sorted(held)
     firsts = [at for at in layers if at - 1 not in held]
     lasts = [at for at in layers if at + 1 not in held]
@@ -77,6 +82,6 @@ def _ranges(text: str) -> Iterator[tuple[int, int]]:
         last = int(found[2] or first) if found else -1
         if last < first:
             raise InvalidInput(
-                f"local_layers {text[:80]!r}: expected `all`, or ranges of layers such as 0-7 or 0,3,8-11"
+                f"local_layers {text[:80]!r}: expected `all`, `none`, or ranges of layers such as 0-7 or 0,3,8-11"
             )
         yield first, last

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from expertmesh_common.bundle.manifest import PRECISIONS, Numerics, Precision
+from expertmesh_common.bundle.manifest import NUMERICS, PRECISIONS, Numerics, Precision
 from expertmesh_common.errors import InvalidInput
 from expertmesh_controller.cluster.local_layers import ALL, checked_ranges
 
@@ -16,7 +16,6 @@ __all__ = ["NUMERICS", "PRECISIONS", "ModelSpec", "SlaTarget", "checked"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _YOUNGER = frozenset({"numerics", "local_layers"})
-NUMERICS: tuple[Numerics, ...] = ("exact", "fast")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,7 @@ class ModelSpec:
     sla: SlaTarget = field(default_factory=SlaTarget)
     numerics: Numerics = "exact"
     local_layers: str = ALL
-    """Ranges such as `0,3,8-11`."""
+    """Ranges such as `0,3,8-11`, or `none`; controllers that do not know `none` refuse it as a wrong range."""
 
     def to_document(self) -> dict[str, Any]:
         """As a JSON value. What younger versions added is left out at its default, so that older ones read it."""

@@ -7,7 +7,7 @@ in the same process or over gRPC.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -71,13 +71,14 @@ class WorkerRoute:
 
 @dataclass(frozen=True, slots=True, order=True)
 class InstanceRoute:
-    """One loaded copy of an expert on one worker at one precision."""
+    """One loaded copy of an expert on one worker at one precision, with the numerics that it was loaded for."""
 
     model: str
     layer: int
     index: int
     worker_id: str
     precision: str
+    numerics: str = "exact"
 
     @property
     def at(self) -> ExpertAt:
@@ -113,6 +114,14 @@ class RouteTable:
         """Resident bytes of the model's experts for which no worker has room."""
         return sum(lack.missing_bytes for lack in self.lacks if lack.model == model)
 
+    def without_inexact(self, model: str) -> RouteTable:
+        """The table without instances of `model` that are not exact: leftovers, for a gateway that serves it exactly.
+
+        It may hear of the change before the control loop has made a table for it, or while that is away.
+        """
+        kept = tuple(i for i in self.instances if i.model != model or i.numerics == "exact")
+        return self if len(kept) == len(self.instances) else replace(self, instances=kept)
+
     def replicas(self, model: str) -> dict[ExpertAt, tuple[str, ...]]:
         """The worker ids that hold each expert of `model`, sorted."""
         found: dict[ExpertAt, set[str]] = {}
@@ -137,7 +146,12 @@ class RouteTable:
             ],
             instances=[
                 routes_pb2.Instance(
-                    model=i.model, layer=i.layer, index=i.index, worker=place[i.worker_id], precision=i.precision
+                    model=i.model,
+                    layer=i.layer,
+                    index=i.index,
+                    worker=place[i.worker_id],
+                    precision=i.precision,
+                    numerics="" if i.numerics == "exact" else i.numerics,
                 )
                 for i in self.instances
             ],
@@ -159,7 +173,7 @@ class RouteTable:
             for w in message.workers
         )
         instances = tuple(
-            InstanceRoute(i.model, i.layer, i.index, workers[i.worker].worker_id, i.precision)
+            InstanceRoute(i.model, i.layer, i.index, workers[i.worker].worker_id, i.precision, i.numerics or "exact")
             for i in message.instances
             if i.worker < len(workers)
         )

@@ -67,6 +67,7 @@ class CatalogueEntry:
     hidden: int
     width: int
     activation: str
+    numerics: Numerics = "exact"
 
     def to_spec(self) -> membership_pb2.ExpertSpec:
         return membership_pb2.ExpertSpec(
@@ -78,6 +79,7 @@ class CatalogueEntry:
             hidden=self.hidden,
             width=self.width,
             activation=self.activation,
+            numerics="" if self.numerics == "exact" else self.numerics,
         )
 
 
@@ -120,5 +122,6 @@ def _entries(model: ServedModel) -> dict[ExpertKey, CatalogueEntry]:
                 hidden=manifest.trunk.hidden,
                 width=expert.width,
                 activation=manifest.trunk.activation,
+                numerics=model.numerics,
             )
     return entries

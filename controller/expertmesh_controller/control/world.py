@@ -21,8 +21,13 @@ def needs_of(catalogue: Catalogue) -> list[ExpertNeed]:
 
 
 def wanted_here(member: Member, catalogue: Catalogue) -> frozenset[ExpertKey]:
-    """What the member holds of what is served: the same expert from the same bytes."""
-    return frozenset(k for k, r in member.resident.items() if k in catalogue and catalogue[k].digest == r.digest)
+    """What the member holds of what is served: the same expert from the same bytes, and no less exact than asked."""
+    return frozenset(k for k, r in member.resident.items() if k in catalogue and _serves(r, catalogue[k]))
+
+
+def _serves(resident: Resident, entry: CatalogueEntry) -> bool:
+    """Numerics `fast` allow what an exact instance computes; `exact` allows nothing else."""
+    return resident.digest == entry.digest and resident.numerics in {"exact", entry.numerics}
 
 
 def rooms_of(cluster: Cluster, catalogue: Catalogue, now: float) -> list[WorkerRoom]:
@@ -119,9 +124,16 @@ def table_of(
         for worker_id, m in members
     )
     instances = sorted(
-        InstanceRoute(k.model, k.layer, k.index, w, k.precision) for w, k in routed if w in cluster.members
+        InstanceRoute(k.model, k.layer, k.index, w, k.precision, _numerics(cluster.members[w], k))
+        for w, k in routed
+        if w in cluster.members
     )
     return RouteTable(epoch, workers, tuple(instances), incarnation, lacks)
+
+
+def _numerics(member: Member, key: ExpertKey) -> str:
+    resident = member.resident.get(key)
+    return "exact" if resident is None else resident.numerics
 
 
 def sources_of(entry: CatalogueEntry, worker_id: str, cluster: Cluster) -> list[common_pb2.Endpoint]:
@@ -142,7 +154,7 @@ def order_of(
     """What to remember and what to send for a step."""
     if isinstance(step, LoadExpert):
         entry = catalogue[step.key]
-        resident = Resident(entry.digest, entry.resident_bytes)
+        resident = Resident(entry.digest, entry.resident_bytes, entry.numerics)
         load = membership_pb2.Load(spec=entry.to_spec(), sources=sources_of(entry, step.worker_id, cluster))
         return SentOrder(step.worker_id, "load", step.key, resident, now), membership_pb2.Order(load=load)
     resident = cluster.members[step.worker_id].resident[step.key]

@@ -47,7 +47,7 @@ class RouteFollower:
     """Serving goes on with the last table while the control loop cannot be reached.
 
     `plane` is None where no expert is elsewhere: then no worker is dialled, and none can be suspect. `rows` says how
-    many rows went through each (layer, index).
+    many rows went through each (layer, index). With `exact`, copies of the model that are not are left out.
     """
 
     def __init__(
@@ -59,9 +59,10 @@ class RouteFollower:
         model: str,
         *,
         rows: Callable[[], Mapping[tuple[int, int], int]],
+        exact: bool = True,
     ) -> None:
         self._routes, self._plane, self._clock = routes, plane, clock
-        self._rows = rows
+        self._rows, self._exact = rows, exact
         self._gateway_id, self._model = gateway_id, model
         self._reported: Mapping[tuple[int, int], int] = {}
         self.table = RouteTable()
@@ -70,7 +71,8 @@ class RouteFollower:
         """Give the plane every table, for ever."""
         while True:
             try:
-                async for table in self._routes.watch():
+                async for found in self._routes.watch():
+                    table = found.without_inexact(self._model) if self._exact else found
                     if self._plane is not None:
                         self._plane.update(table)
                     self.table = table

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 class Gateway:
     """Serves one bundle at one precision under `name`, by default the bundle's own.
 
-    `held` are the layers whose experts its own graphs compute: those with numerics `fast`, None for `exact`.
+    `held` are the layers whose experts its own graphs compute with numerics `fast`, perhaps none; None for `exact`.
 
     Loading happens in the constructor, which may run in any thread; whoever made the plane closes it.
 
@@ -70,7 +70,7 @@ class Gateway:
         self._codec = TextCodec(bundle)
         self._plane, self._forward, self.engine = plane, *self._make_engine(plane, clock, spans)
         self._follower = RouteFollower(
-            routes, plane if self._elsewhere else None, clock, gateway_id, self.name, rows=self.rows
+            routes, plane if self._elsewhere else None, clock, gateway_id, self.name, rows=self.rows, exact=held is None
         )
         served = self._served()
         self.inference = ModelAnswers(
@@ -84,7 +84,7 @@ class Gateway:
         self.gates = load_gates(bundle)
         self.explainer = TextExplainer(
             self.engine, self._codec, self.gates, self.holders, clock,
-            context_tokens=served.context_tokens, numerics=served.numerics,
+            context_tokens=served.context_tokens, shows_rows=not held,
         )  # fmt: skip
         self.latencies = Latencies(sla_window_s, clock)
         self._tasks: list[asyncio.Task[None]] = []
@@ -138,7 +138,7 @@ class Gateway:
         trunk = LocalTrunk(
             self._bundle,
             self._precision,
-            stops=None if self._held is None else stops_of(manifest, self._held),
+            stops=stops_of(manifest, self._held) if self._held else None,
             slots=settings.slots,
             context_tokens=min(settings.context_tokens, manifest.trunk.context_tokens),
             chunk_tokens=settings.prefill_chunk_tokens,

@@ -11,7 +11,7 @@ from expertmesh.local_access import home_folder
 from expertmesh_common.access.tokens import new_token, split_token
 from expertmesh_common.bundle.manifest import PRECISIONS, Numerics, Precision
 from expertmesh_common.errors import InvalidInput
-from expertmesh_controller.cluster.local_layers import checked_ranges
+from expertmesh_controller.cluster.local_layers import NONE, checked_ranges
 from expertmesh_controller.cluster.models import NUMERICS
 from expertmesh_controller.local.gateways import further_doors, further_listens
 from expertmesh_controller.local.local_model import find_bundles
@@ -65,6 +65,8 @@ def up_request(flags: UpFlags, runtime_folder: Path) -> UpRequest:
     if not flags.workers and flags.numerics != "fast":
         raise InvalidInput("--workers 0: experts need workers, unless --numerics fast keeps them in the gateway")
     local_layers = _local_layers(flags)
+    if not flags.workers and local_layers == NONE:
+        raise InvalidInput("--workers 0: --local-layers none leaves every expert to workers; add some, or leave it out")
     listen = _with_port(flags.listen)
     logs = flags.logs or runtime_folder
     logs.mkdir(parents=True, exist_ok=True)

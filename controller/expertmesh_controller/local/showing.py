@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from expertmesh.types import Node
+from expertmesh_controller.cluster.local_layers import NONE
 from expertmesh_controller.local.local_model import LocalModel
 from expertmesh_controller.local.openai_line import openai_line
 from expertmesh_controller.local.plan import UpRequest
@@ -55,8 +56,7 @@ def summarise(console: Console, models: Sequence[LocalModel], request: UpRequest
     several = len(models) > 1
     names = ", ".join(model.name for model in models)
     where = " and ".join(request.dial_addresses)
-    where_fast = f" in the gateway for layers {request.local_layers}" if request.local_layers else ""
-    how = request.precision if request.numerics == "exact" else f"{request.precision}, {request.numerics}{where_fast}"
+    how = request.precision if request.numerics == "exact" else f"{request.precision}, fast{_where(request)}"
     console.print(f"{names} ({how}) {'are' if several else 'is'} served on {where}")
     if request.gateways:
         console.print(f"  ask any:        export EXPERTMESH_ADDRESS={','.join(request.dial_addresses)}")
@@ -70,6 +70,13 @@ def summarise(console: Console, models: Sequence[LocalModel], request: UpRequest
         console.print(f"  add a machine:  {join_line(request)}")
         if request.tls is not None:
             console.print(f"                  (copy {request.tls} there first)")
+
+
+def _where(request: UpRequest) -> str:
+    """Where numerics `fast` are, if not everywhere in the gateway."""
+    if request.local_layers == NONE:
+        return " on workers"
+    return f" in the gateway for layers {request.local_layers}" if request.local_layers else ""
 
 
 def join_line(request: UpRequest) -> str:

@@ -48,17 +48,20 @@ def test_a_model_takes_the_controllers_local_layers_with_its_numerics_only(tmp_p
         '[[controller.models]]\npath = "/b"\nlocal_layers = "3"\n'
         '[[controller.models]]\npath = "/c"\nnumerics = "exact"\n'
         '[[controller.models]]\npath = "/d"\nnumerics = "fast"\n'
+        '[[controller.models]]\npath = "/e"\nlocal_layers = "none"\n'
     )
     found = specs_of(read_settings({}, {}, file))
-    wanted = [("fast", "0-7"), ("fast", "3"), ("exact", ""), ("fast", "0-7")]
+    wanted = [("fast", "0-7"), ("fast", "3"), ("exact", ""), ("fast", "0-7"), ("fast", "none")]
     assert [(spec.numerics, spec.local_layers) for spec in found] == wanted
 
 
 def test_local_layers_that_no_model_can_have_are_refused_with_the_settings():
-    for flags in ({"local_layers": "0-7"}, {"local_layers": "foo", "numerics": "fast"}):
+    for flags in ({"local_layers": "0-7"}, {"local_layers": "none"}, {"local_layers": "foo", "numerics": "fast"}):
         with pytest.raises(InvalidInput, match=r"^local_layers '"):
             read_settings({"model": ["/a"], **flags}, {}, None)
     assert read_settings({"model": ["/a"], "local_layers": "all"}, {}, None).numerics == "exact"
+    none = read_settings({"model": ["/a"], "local_layers": "none", "numerics": "fast"}, {}, None)
+    assert specs_of(none)[0].local_layers == "none"
 
 
 def test_a_flag_replaces_the_models_of_the_file(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.errors import InvalidInput
 from expertmesh_controller.cluster.bundles import ServedBundle
-from expertmesh_controller.cluster.local_layers import held_layers, spelled, stops_of
+from expertmesh_controller.cluster.local_layers import checked_ranges, held_layers, spelled, stops_of
 from expertmesh_controller.gateway.fetching import gateway_blobs, numerics_of
 from expertmesh_controller.gateway.trunk.runs import Run, runs_of
 from models import tiny_bundle as tiny
@@ -44,7 +44,16 @@ def test_the_runs_of_any_cut_are_all_layers_in_order(layers: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "held"), [("", {0, 1, 2}), ("all", {0, 1, 2}), ("1", {1}), ("0,2", {0, 2}), (" 1-2, 2 ", {1, 2})]
+    ("text", "held"),
+    [
+        ("", {0, 1, 2}),
+        ("all", {0, 1, 2}),
+        ("1", {1}),
+        ("0,2", {0, 2}),
+        (" 1-2, 2 ", {1, 2}),
+        ("none", set()),
+        (" none ", set()),
+    ],
 )
 def test_layers_are_written_as_ranges(manifest, text: str, held: set[int]) -> None:
     assert held_layers(manifest, "fast", text) == held
@@ -52,7 +61,9 @@ def test_layers_are_written_as_ranges(manifest, text: str, held: set[int]) -> No
     assert held_layers(manifest, "fast", spelled(manifest, held)) == held
 
 
-@pytest.mark.parametrize(("held", "text"), [({0, 1, 2}, ""), ({0, 1}, "0-1"), ({0, 2}, "0,2"), ({1}, "1")])
+@pytest.mark.parametrize(
+    ("held", "text"), [({0, 1, 2}, ""), ({0, 1}, "0-1"), ({0, 2}, "0,2"), ({1}, "1"), (set(), "none")]
+)
 def test_equal_layers_are_spelled_alike(manifest, held: set[int], text: str) -> None:
     assert spelled(manifest, held) == text
 
@@ -66,10 +77,24 @@ def test_a_dense_layer_belongs_to_whatever_run_it_lies_in(manifest) -> None:
         held_layers(changed, "fast", "0")
 
 
-@pytest.mark.parametrize("text", ["x", "1 2", "0 3", "0-", "-1", "2-1", "0,,1", "1;2", ",", "1-2-3", "1e3", "9" * 40])
+def test_a_model_of_dense_layers_only_has_nothing_for_workers_whatever_was_asked(manifest) -> None:
+    dense = {"kind": "dense", "gate": None, "experts": ()}
+    changed = manifest.model_copy(update={"layers": tuple(layer.model_copy(update=dense) for layer in manifest.layers)})
+    assert spelled(changed, held_layers(changed, "fast", "none")) == ""
+
+
+@pytest.mark.parametrize(
+    "text", ["x", "1 2", "0 3", "0-", "-1", "2-1", "0,,1", "1;2", ",", "1-2-3", "1e3", "9" * 40, "none,1", "None"]
+)
 def test_what_is_no_list_of_ranges_is_refused_with_what_is_expected(manifest, text: str) -> None:
-    with pytest.raises(InvalidInput, match=r"local_layers .*expected `all`, or ranges"):
+    with pytest.raises(InvalidInput, match=r"local_layers .*expected `all`, `none`, or ranges"):
         held_layers(manifest, "fast", text)
+
+
+def test_no_layers_belong_to_numerics_fast_like_some() -> None:
+    assert checked_ranges("none", "fast") == "none"
+    with pytest.raises(InvalidInput, match="local_layers 'none': only numerics `fast` have some"):
+        checked_ranges("none", "exact")
 
 
 def test_layers_beyond_the_model_are_refused_without_counting_to_them(manifest) -> None:
@@ -78,11 +103,12 @@ def test_layers_beyond_the_model_are_refused_without_counting_to_them(manifest) 
 
 
 def test_a_gateway_that_knows_no_local_layers_does_not_take_the_whole_model_for_them() -> None:
-    some, whole = (ServedBundle("m", "int4", "0" * 64, 1, "fast", text) for text in ("0-1", ""))
-    assert [ServedBundle.from_proto(bundle.to_proto()) for bundle in (some, whole)] == [some, whole]
-    older = replace(some, numerics=some.to_proto().numerics, local_layers="")
-    with pytest.raises(InvalidInput, match="unknown to this gateway"):
-        numerics_of(older)
+    some, none, whole = (ServedBundle("m", "int4", "0" * 64, 1, "fast", text) for text in ("0-1", "none", ""))
+    assert [ServedBundle.from_proto(bundle.to_proto()) for bundle in (some, none, whole)] == [some, none, whole]
+    for bundle in (some, none):
+        older = replace(bundle, numerics=bundle.to_proto().numerics, local_layers="")
+        with pytest.raises(InvalidInput, match="unknown to this gateway"):
+            numerics_of(older)
     assert whole.to_proto().numerics == "fast"
 
 
@@ -92,4 +118,5 @@ def test_a_gateway_elsewhere_fetches_the_experts_of_its_layers_only(manifest) ->
         found = [(layer.index, e) for layer in manifest.layers for e in layer.experts]
         return {(layer, e.index) for layer, e in found if e.blobs["fp32"].digest in digests}
 
+    assert experts("none") == set()
     assert experts("0,2") == {(layer, index) for layer in (0, 2) for index in range(tiny.EXPERTS)}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
+import onnx
 import pytest
 
 from expertmesh_common.bundle.tensors import read_views
@@ -77,6 +79,43 @@ def test_a_row_gets_the_same_bits_whatever_its_neighbours(tmp_path, precision, s
         for neighbours in (1, 2, 7, 64, 300):
             for first in {max(0, row - neighbours), min(row, 300 - neighbours)}:
                 np.testing.assert_array_equal(run(rows[first : first + neighbours + 1])[row - first], alone)
+
+
+def nodes(folder, shape, **kind) -> Counter[str]:
+    path, _ = store_expert(folder, shape, 2, **kind)
+    graph = onnx.load_from_string(expert_graph(shape, read_views(path), path.name)).graph
+    return Counter(node.op_type for node in graph.node)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("activation", ["swiglu", "clamped-swiglu"])
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_fast_expert_computes_no_row_more_and_stays_as_close(tmp_path, precision, activation, biased):
+    exact = dataclasses.replace(WIDE[precision], activation=activation)
+    fast = dataclasses.replace(exact, numerics="fast")
+
+    more = nodes(tmp_path, exact, biased=biased) - nodes(tmp_path, fast, biased=biased)
+    assert more == {"Slice": 2, "Concat": 1, "Constant": 4}
+    for n in (1, 2, 3):
+        rows = np.random.default_rng(n).standard_normal((n, exact.hidden)).astype(np.float32)
+        expected = reference(exact, 2, rows, biased=biased)
+        found = outputs(tmp_path, fast, 2, rows, biased=biased)
+        assert found.shape == rows.shape
+        assert np.abs(found - expected).max() <= 0.05 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_numerics_change_nothing_that_is_stored_or_counted(tmp_path, precision):
+    for exact in (REAL[precision], WIDE[precision]):
+        fast = dataclasses.replace(exact, numerics="fast")
+        assert tensor_layout(fast) == tensor_layout(exact)
+        assert resident_bytes(fast) == resident_bytes(exact)
+    assert nodes(tmp_path, dataclasses.replace(REAL[precision], numerics="fast")) == nodes(tmp_path, REAL[precision])
+
+
+def test_numerics_of_a_later_version_are_refused_with_the_known_ones():
+    with pytest.raises(InvalidInput, match="numerics 'quick': there are exact, fast"):
+        ExpertShape(64, 32, "fp32", numerics="quick")
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])

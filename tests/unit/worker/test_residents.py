@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import threading
 import weakref
@@ -99,6 +100,20 @@ def test_another_precision_replaces_the_one_that_is_here(tmp_path):
     assert residents.precision(name(0)) == "int4"
     assert residents.used_bytes == resident_bytes(SMALL_INT4)
     assert np.abs(ask(runtime, 0, rows).rows - expected).max() <= 0.03 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(("first", "then"), [("exact", "fast"), ("fast", "exact")])
+def test_what_is_here_with_other_numerics_is_loaded_anew(tmp_path, first, then):
+    shapes = {numerics: dataclasses.replace(SMALL_INT4, numerics=numerics) for numerics in (first, then)}
+    path, blob = store_expert(tmp_path, SMALL_INT4, 1)
+    residents, _ = make(10 * ONE)
+    residents.load(name(0), shapes[first], path, blob.digest)
+
+    residents.load(name(0), shapes[then], path, blob.digest)
+
+    (held,) = residents
+    assert (held.numerics, held.instance.shape.numerics, residents.loads) == (then, then, 2)
+    assert residents.used_bytes == resident_bytes(SMALL_INT4)
 
 
 def test_experts_of_one_layer_have_one_size(tmp_path):

@@ -104,7 +104,8 @@ class Orders:
 
     async def _load(self, order: membership_pb2.Load) -> None:
         spec, name = order.spec, expert_name(order.spec.expert)
-        shape = ExpertShape(spec.hidden, spec.width, spec.precision, spec.activation or "swiglu")
+        how = spec.activation or "swiglu", spec.numerics or "exact"
+        shape = ExpertShape(spec.hidden, spec.width, spec.precision, *how)
         sources = tuple(source.address or self._origin for source in order.sources if source.transport == "grpc")
         async with self._turns[name], self._cache.held(Wanted(spec.digest, spec.blob_bytes, sources)) as path:
             self.fetched.note(name, spec.precision, spec.digest)
@@ -124,5 +125,7 @@ def summary(order: membership_pb2.Order, result: membership_pb2.OrderResult) -> 
     """One line for the log."""
     action = order.WhichOneof("action") or "nothing"
     body = order.load.spec if action == "load" else order.unload
+    numerics = f"/{order.load.spec.numerics}" if order.load.spec.numerics else ""
     outcome = "done" if result.ok else f"failed: {result.error}"
-    return f"{action} {expert_name(body.expert)} at {body.precision} {outcome} resident_bytes={result.resident_bytes}"
+    what = f"{action} {expert_name(body.expert)} at {body.precision}{numerics}"
+    return f"{what} {outcome} resident_bytes={result.resident_bytes}"

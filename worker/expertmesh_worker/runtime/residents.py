@@ -48,6 +48,10 @@ class Resident:
     def precision(self) -> str:
         return self.instance.shape.precision
 
+    @property
+    def numerics(self) -> str:
+        return self.instance.shape.numerics
+
 
 class Residents:
     """Loads and unloads while frames run: readers take one immutable table, writers publish the next one."""
@@ -79,7 +83,7 @@ class Residents:
         return iter(tuple(self._held.values()))
 
     def load(self, name: ExpertName, shape: ExpertShape, weights: Path, digest: str, declared_bytes: int = 0) -> int:
-        """Make the expert resident, replacing a copy at another precision; returns the bytes it counts.
+        """Make the expert resident, replacing a copy of other bytes, precision or numerics; returns what it counts.
 
         `declared_bytes` is what the bundle's manifest says; the larger of that and our own account counts.
 

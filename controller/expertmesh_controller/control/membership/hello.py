@@ -32,10 +32,11 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class Resident:
-    """What a loaded expert consists of and counts against the budget."""
+    """What a loaded expert consists of, counts against the budget, and how it computes."""
 
     digest: str
     resident_bytes: int
+    numerics: str = "exact"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +80,13 @@ def read_hello(message: membership_pb2.Hello, own_version: str) -> Hello:
         message.host_id,
         _capabilities(message.capabilities),
         endpoints,
-        {ExpertKey.from_ref(r.expert, r.precision): Resident(r.digest, r.resident_bytes) for r in message.resident},
+        {ExpertKey.from_ref(r.expert, r.precision): _resident(r) for r in message.resident},
     )
+
+
+def _resident(message: membership_pb2.ResidentExpert) -> Resident:
+    numerics = "fast" if message.fast_digest else "exact"
+    return Resident(message.fast_digest or message.digest, message.resident_bytes, numerics)
 
 
 def _capabilities(message: membership_pb2.Capabilities) -> Capabilities:

@@ -15,7 +15,12 @@ from expertmesh_controller.gateway.batching.picks import picks_of
 from expertmesh_controller.gateway.batching.tapping import ChunkTap
 from expertmesh_controller.gateway.trunk.executor import Floats, TrunkExecutor, Work
 
-__all__ = ["Experts", "Forward"]
+__all__ = ["HIDDEN", "Experts", "Forward"]
+
+HIDDEN = (
+    "a model served with numerics `fast` cannot be explained where its gateway holds layers: "
+    "serve it with `exact`, or with local_layers `none`"
+)
 
 
 class Experts(Protocol):
@@ -68,7 +73,7 @@ class Forward:
 
         """
         if self.tap is not None and self.picks is not None:
-            raise Precondition("a model served with numerics `fast` cannot be explained: serve it with `exact`")
+            raise Precondition(HIDDEN)
         self.pulse.beat()
         with np.errstate(over="ignore", invalid="ignore"):  # rows that are no numbers fail where they are sampled from
             logits = self._step(work, deadline)

@@ -13,6 +13,7 @@ from expertmesh_common.clock import Clock
 from expertmesh_common.errors import InvalidInput, Precondition
 from expertmesh_controller.gateway.answering import Caller
 from expertmesh_controller.gateway.batching.engine import Engine
+from expertmesh_controller.gateway.batching.forward import HIDDEN
 from expertmesh_controller.gateway.batching.jobs import Scoring
 from expertmesh_controller.gateway.gating.explain import Explanation
 from expertmesh_controller.gateway.gating.gate import Gate
@@ -44,11 +45,11 @@ class TextExplainer:
         clock: Clock,
         *,
         context_tokens: int,
-        numerics: str = "exact",
+        shows_rows: bool = True,
     ) -> None:
         self._engine, self._codec, self._gates, self._holders, self._clock = engine, codec, gates, holders, clock
         self._most_tokens = min(MAX_TOKENS, context_tokens)
-        self._numerics = numerics
+        self._shows_rows = shows_rows
 
     async def explain(
         self, request: gating_pb2.ExplainTextRequest, deadline_s: float | None, caller: Caller, model: str
@@ -56,13 +57,13 @@ class TextExplainer:
         """Every gate's decision about every token; closing the call frees the slot.
 
         Raises:
-            Precondition: the model runs as one graph, which shows no rows between layers.
+            Precondition: the gateway's graphs span several layers, and show no rows between them.
             InvalidInput: the text is missing or has too many tokens, or the model has no chat template.
             Exhausted, Unavailable, DeadlinePassed: as for an answer.
 
         """
-        if self._numerics == "fast":  # in the engine it would end the answers that share the step, too
-            raise Precondition("a model served with numerics `fast` cannot be explained: serve it with `exact`")
+        if not self._shows_rows:  # in the engine it would end the answers that share the step, too
+            raise Precondition(HIDDEN)
         ids = await asyncio.to_thread(self._ids, request)
         seen = _Seen(self._gates, len(ids))
         deadline = self._clock.monotonic() + (DEFAULT_DEADLINE_S if deadline_s is None else deadline_s)

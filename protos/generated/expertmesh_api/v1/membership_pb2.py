@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from expertmesh_api.v1 import common_pb2 as expertmesh__api_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"expertmesh_api/v1/membership.proto\x12\x11\x65xpertmesh_api.v1\x1a\x1e\x65xpertmesh_api/v1/common.proto\"\xa2\x01\n\x0c\x43\x61pabilities\x12\r\n\x05\x63ores\x18\x01 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x04\x12\x14\n\x0c\x62udget_bytes\x18\x03 \x01(\x04\x12\x15\n\rgemv_gb_per_s\x18\x04 \x01(\x01\x12\x13\n\x0bgemm_gflops\x18\x05 \x01(\x01\x12\x18\n\x10speed_rows_per_s\x18\x06 \x01(\x01\x12\x11\n\tproviders\x18\x07 \x03(\t\"y\n\x0eResidentExpert\x12,\n\x06\x65xpert\x18\x01 \x01(\x0b\x32\x1c.expertmesh_api.v1.ExpertRef\x12\x11\n\tprecision\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x16\n\x0eresident_bytes\x18\x04 \x01(\x04\"\xec\x01\n\x05Hello\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0f\n\x07host_id\x18\x04 \x01(\t\x12\x35\n\x0c\x63\x61pabilities\x18\x05 \x01(\x0b\x32\x1f.expertmesh_api.v1.Capabilities\x12.\n\tendpoints\x18\x06 \x03(\x0b\x32\x1b.expertmesh_api.v1.Endpoint\x12\x33\n\x08resident\x18\x07 \x03(\x0b\x32!.expertmesh_api.v1.ResidentExpert\"c\n\tHeartbeat\x12\t\n\x01n\x18\x01 \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x02 \x01(\x04\x12\x0c\n\x04rows\x18\x03 \x01(\x04\x12\x0e\n\x06\x66rames\x18\x04 \x01(\x04\x12\x15\n\rqueued_frames\x18\x05 \x01(\r\"R\n\x0bOrderResult\x12\x10\n\x08order_id\x18\x01 \x01(\x04\x12\n\n\x02ok\x18\x02 \x01(\x08\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x16\n\x0eresident_bytes\x18\x04 \x01(\x04\"\x17\n\x05Leave\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xd2\x01\n\rWorkerMessage\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x18.expertmesh_api.v1.HelloH\x00\x12\x31\n\theartbeat\x18\x02 \x01(\x0b\x32\x1c.expertmesh_api.v1.HeartbeatH\x00\x12\x30\n\x06result\x18\x03 \x01(\x0b\x32\x1e.expertmesh_api.v1.OrderResultH\x00\x12)\n\x05leave\x18\x04 \x01(\x0b\x32\x18.expertmesh_api.v1.LeaveH\x00\x42\x06\n\x04\x62ody\"\xbc\x01\n\nExpertSpec\x12,\n\x06\x65xpert\x18\x01 \x01(\x0b\x32\x1c.expertmesh_api.v1.ExpertRef\x12\x11\n\tprecision\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x12\n\nblob_bytes\x18\x04 \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x05 \x01(\x04\x12\x0e\n\x06hidden\x18\x06 \x01(\r\x12\r\n\x05width\x18\x07 \x01(\r\x12\x12\n\nactivation\x18\x08 \x01(\t\"a\n\x04Load\x12+\n\x04spec\x18\x01 \x01(\x0b\x32\x1d.expertmesh_api.v1.ExpertSpec\x12,\n\x07sources\x18\x02 \x03(\x0b\x32\x1b.expertmesh_api.v1.Endpoint\"I\n\x06Unload\x12,\n\x06\x65xpert\x18\x01 \x01(\x0b\x32\x1c.expertmesh_api.v1.ExpertRef\x12\x11\n\tprecision\x18\x02 \x01(\t\"\xa2\x01\n\x05Order\x12\x10\n\x08order_id\x18\x01 \x01(\x04\x12\'\n\x05\x65poch\x18\x02 \x01(\x0b\x32\x18.expertmesh_api.v1.Epoch\x12\'\n\x04load\x18\x03 \x01(\x0b\x32\x17.expertmesh_api.v1.LoadH\x00\x12+\n\x06unload\x18\x04 \x01(\x0b\x32\x19.expertmesh_api.v1.UnloadH\x00\x42\x08\n\x06\x61\x63tion\"\x92\x01\n\x07Welcome\x12\x10\n\x08lease_ms\x18\x01 \x01(\r\x12\x14\n\x0cheartbeat_ms\x18\x02 \x01(\r\x12\'\n\x05\x65poch\x18\x03 \x01(\x0b\x32\x18.expertmesh_api.v1.Epoch\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x10\n\x08pulse_ms\x18\x05 \x01(\r\x12\x13\n\x0bincarnation\x18\x06 \x01(\t\"L\n\x0c\x45pochChanged\x12\'\n\x05\x65poch\x18\x01 \x01(\x0b\x32\x18.expertmesh_api.v1.Epoch\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\"\xa4\x01\n\x0e\x43ontrolMessage\x12-\n\x07welcome\x18\x01 \x01(\x0b\x32\x1a.expertmesh_api.v1.WelcomeH\x00\x12)\n\x05order\x18\x02 \x01(\x0b\x32\x18.expertmesh_api.v1.OrderH\x00\x12\x30\n\x05\x65poch\x18\x03 \x01(\x0b\x32\x1f.expertmesh_api.v1.EpochChangedH\x00\x42\x06\n\x04\x62ody2]\n\nMembership\x12O\n\x04Join\x12 .expertmesh_api.v1.WorkerMessage\x1a!.expertmesh_api.v1.ControlMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"expertmesh_api/v1/membership.proto\x12\x11\x65xpertmesh_api.v1\x1a\x1e\x65xpertmesh_api/v1/common.proto\"\xa2\x01\n\x0c\x43\x61pabilities\x12\r\n\x05\x63ores\x18\x01 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x04\x12\x14\n\x0c\x62udget_bytes\x18\x03 \x01(\x04\x12\x15\n\rgemv_gb_per_s\x18\x04 \x01(\x01\x12\x13\n\x0bgemm_gflops\x18\x05 \x01(\x01\x12\x18\n\x10speed_rows_per_s\x18\x06 \x01(\x01\x12\x11\n\tproviders\x18\x07 \x03(\t\"\x8e\x01\n\x0eResidentExpert\x12,\n\x06\x65xpert\x18\x01 \x01(\x0b\x32\x1c.expertmesh_api.v1.ExpertRef\x12\x11\n\tprecision\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x16\n\x0eresident_bytes\x18\x04 \x01(\x04\x12\x13\n\x0b\x66\x61st_digest\x18\x05 \x01(\t\"\xec\x01\n\x05Hello\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0f\n\x07host_id\x18\x04 \x01(\t\x12\x35\n\x0c\x63\x61pabilities\x18\x05 \x01(\x0b\x32\x1f.expertmesh_api.v1.Capabilities\x12.\n\tendpoints\x18\x06 \x03(\x0b\x32\x1b.expertmesh_api.v1.Endpoint\x12\x33\n\x08resident\x18\x07 \x03(\x0b\x32!.expertmesh_api.v1.ResidentExpert\"c\n\tHeartbeat\x12\t\n\x01n\x18\x01 \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x02 \x01(\x04\x12\x0c\n\x04rows\x18\x03 \x01(\x04\x12\x0e\n\x06\x66rames\x18\x04 \x01(\x04\x12\x15\n\rqueued_frames\x18\x05 \x01(\r\"R\n\x0bOrderResult\x12\x10\n\x08order_id\x18\x01 \x01(\x04\x12\n\n\x02ok\x18\x02 \x01(\x08\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x16\n\x0eresident_bytes\x18\x04 \x01(\x04\"\x17\n\x05Leave\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xd2\x01\n\rWorkerMessage\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x18.expertmesh_api.v1.HelloH\x00\x12\x31\n\theartbeat\x18\x02 \x01(\x0b\x32\x1c.expertmesh_api.v1.HeartbeatH\x00\x12\x30\n\x06result\x18\x03 \x01(\x0b\x32\x1e.expertmesh_api.v1.OrderResultH\x00\x12)\n\x05leave\x18\x04 \x01(\x0b\x32\x18.expertmesh_api.v1.LeaveH\x00\x42\x06\n\x04\x62ody\"\xce\x01\n\nExpertSpec\x12,\n\x06\x65xpert\x18\x01 \x01(\x0b\x32\x1c.expertmesh_api.v1.ExpertRef\x12\x11\n\tprecision\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x12\n\nblob_bytes\x18\x04 \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x05 \x01(\x04\x12\x0e\n\x06hidden\x18\x06 \x01(\r\x12\r\n\x05width\x18\x07 \x01(\r\x12\x12\n\nactivation\x18\x08 \x01(\t\x12\x10\n\x08numerics\x18\t \x01(\t\"a\n\x04Load\x12+\n\x04spec\x18\x01 \x01(\x0b\x32\x1d.expertmesh_api.v1.ExpertSpec\x12,\n\x07sources\x18\x02 \x03(\x0b\x32\x1b.expertmesh_api.v1.Endpoint\"I\n\x06Unload\x12,\n\x06\x65xpert\x18\x01 \x01(\x0b\x32\x1c.expertmesh_api.v1.ExpertRef\x12\x11\n\tprecision\x18\x02 \x01(\t\"\xa2\x01\n\x05Order\x12\x10\n\x08order_id\x18\x01 \x01(\x04\x12\'\n\x05\x65poch\x18\x02 \x01(\x0b\x32\x18.expertmesh_api.v1.Epoch\x12\'\n\x04load\x18\x03 \x01(\x0b\x32\x17.expertmesh_api.v1.LoadH\x00\x12+\n\x06unload\x18\x04 \x01(\x0b\x32\x19.expertmesh_api.v1.UnloadH\x00\x42\x08\n\x06\x61\x63tion\"\x92\x01\n\x07Welcome\x12\x10\n\x08lease_ms\x18\x01 \x01(\r\x12\x14\n\x0cheartbeat_ms\x18\x02 \x01(\r\x12\'\n\x05\x65poch\x18\x03 \x01(\x0b\x32\x18.expertmesh_api.v1.Epoch\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x10\n\x08pulse_ms\x18\x05 \x01(\r\x12\x13\n\x0bincarnation\x18\x06 \x01(\t\"L\n\x0c\x45pochChanged\x12\'\n\x05\x65poch\x18\x01 \x01(\x0b\x32\x18.expertmesh_api.v1.Epoch\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\"\xa4\x01\n\x0e\x43ontrolMessage\x12-\n\x07welcome\x18\x01 \x01(\x0b\x32\x1a.expertmesh_api.v1.WelcomeH\x00\x12)\n\x05order\x18\x02 \x01(\x0b\x32\x18.expertmesh_api.v1.OrderH\x00\x12\x30\n\x05\x65poch\x18\x03 \x01(\x0b\x32\x1f.expertmesh_api.v1.EpochChangedH\x00\x42\x06\n\x04\x62ody2]\n\nMembership\x12O\n\x04Join\x12 .expertmesh_api.v1.WorkerMessage\x1a!.expertmesh_api.v1.ControlMessage(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,32 +34,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CAPABILITIES']._serialized_start=90
   _globals['_CAPABILITIES']._serialized_end=252
-  _globals['_RESIDENTEXPERT']._serialized_start=254
-  _globals['_RESIDENTEXPERT']._serialized_end=375
-  _globals['_HELLO']._serialized_start=378
-  _globals['_HELLO']._serialized_end=614
-  _globals['_HEARTBEAT']._serialized_start=616
-  _globals['_HEARTBEAT']._serialized_end=715
-  _globals['_ORDERRESULT']._serialized_start=717
-  _globals['_ORDERRESULT']._serialized_end=799
-  _globals['_LEAVE']._serialized_start=801
-  _globals['_LEAVE']._serialized_end=824
-  _globals['_WORKERMESSAGE']._serialized_start=827
-  _globals['_WORKERMESSAGE']._serialized_end=1037
-  _globals['_EXPERTSPEC']._serialized_start=1040
-  _globals['_EXPERTSPEC']._serialized_end=1228
-  _globals['_LOAD']._serialized_start=1230
-  _globals['_LOAD']._serialized_end=1327
-  _globals['_UNLOAD']._serialized_start=1329
-  _globals['_UNLOAD']._serialized_end=1402
-  _globals['_ORDER']._serialized_start=1405
-  _globals['_ORDER']._serialized_end=1567
-  _globals['_WELCOME']._serialized_start=1570
-  _globals['_WELCOME']._serialized_end=1716
-  _globals['_EPOCHCHANGED']._serialized_start=1718
-  _globals['_EPOCHCHANGED']._serialized_end=1794
-  _globals['_CONTROLMESSAGE']._serialized_start=1797
-  _globals['_CONTROLMESSAGE']._serialized_end=1961
-  _globals['_MEMBERSHIP']._serialized_start=1963
-  _globals['_MEMBERSHIP']._serialized_end=2056
+  _globals['_RESIDENTEXPERT']._serialized_start=255
+  _globals['_RESIDENTEXPERT']._serialized_end=397
+  _globals['_HELLO']._serialized_start=400
+  _globals['_HELLO']._serialized_end=636
+  _globals['_HEARTBEAT']._serialized_start=638
+  _globals['_HEARTBEAT']._serialized_end=737
+  _globals['_ORDERRESULT']._serialized_start=739
+  _globals['_ORDERRESULT']._serialized_end=821
+  _globals['_LEAVE']._serialized_start=823
+  _globals['_LEAVE']._serialized_end=846
+  _globals['_WORKERMESSAGE']._serialized_start=849
+  _globals['_WORKERMESSAGE']._serialized_end=1059
+  _globals['_EXPERTSPEC']._serialized_start=1062
+  _globals['_EXPERTSPEC']._serialized_end=1268
+  _globals['_LOAD']._serialized_start=1270
+  _globals['_LOAD']._serialized_end=1367
+  _globals['_UNLOAD']._serialized_start=1369
+  _globals['_UNLOAD']._serialized_end=1442
+  _globals['_ORDER']._serialized_start=1445
+  _globals['_ORDER']._serialized_end=1607
+  _globals['_WELCOME']._serialized_start=1610
+  _globals['_WELCOME']._serialized_end=1756
+  _globals['_EPOCHCHANGED']._serialized_start=1758
+  _globals['_EPOCHCHANGED']._serialized_end=1834
+  _globals['_CONTROLMESSAGE']._serialized_start=1837
+  _globals['_CONTROLMESSAGE']._serialized_end=2001
+  _globals['_MEMBERSHIP']._serialized_start=2003
+  _globals['_MEMBERSHIP']._serialized_end=2096
 # @@protoc_insertion_point(module_scope)

@@ -26,16 +26,18 @@ class Capabilities(_message.Message):
     def __init__(self, cores: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., gemv_gb_per_s: _Optional[float] = ..., gemm_gflops: _Optional[float] = ..., speed_rows_per_s: _Optional[float] = ..., providers: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ResidentExpert(_message.Message):
-    __slots__ = ("expert", "precision", "digest", "resident_bytes")
+    __slots__ = ("expert", "precision", "digest", "resident_bytes", "fast_digest")
     EXPERT_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FAST_DIGEST_FIELD_NUMBER: _ClassVar[int]
     expert: _common_pb2.ExpertRef
     precision: str
     digest: str
     resident_bytes: int
-    def __init__(self, expert: _Optional[_Union[_common_pb2.ExpertRef, _Mapping]] = ..., precision: _Optional[str] = ..., digest: _Optional[str] = ..., resident_bytes: _Optional[int] = ...) -> None: ...
+    fast_digest: str
+    def __init__(self, expert: _Optional[_Union[_common_pb2.ExpertRef, _Mapping]] = ..., precision: _Optional[str] = ..., digest: _Optional[str] = ..., resident_bytes: _Optional[int] = ..., fast_digest: _Optional[str] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("worker_id", "generation", "version", "host_id", "capabilities", "endpoints", "resident")
@@ -100,7 +102,7 @@ class WorkerMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., result: _Optional[_Union[OrderResult, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
 
 class ExpertSpec(_message.Message):
-    __slots__ = ("expert", "precision", "digest", "blob_bytes", "resident_bytes", "hidden", "width", "activation")
+    __slots__ = ("expert", "precision", "digest", "blob_bytes", "resident_bytes", "hidden", "width", "activation", "numerics")
     EXPERT_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -109,6 +111,7 @@ class ExpertSpec(_message.Message):
     HIDDEN_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     ACTIVATION_FIELD_NUMBER: _ClassVar[int]
+    NUMERICS_FIELD_NUMBER: _ClassVar[int]
     expert: _common_pb2.ExpertRef
     precision: str
     digest: str
@@ -117,7 +120,8 @@ class ExpertSpec(_message.Message):
     hidden: int
     width: int
     activation: str
-    def __init__(self, expert: _Optional[_Union[_common_pb2.ExpertRef, _Mapping]] = ..., precision: _Optional[str] = ..., digest: _Optional[str] = ..., blob_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., hidden: _Optional[int] = ..., width: _Optional[int] = ..., activation: _Optional[str] = ...) -> None: ...
+    numerics: str
+    def __init__(self, expert: _Optional[_Union[_common_pb2.ExpertRef, _Mapping]] = ..., precision: _Optional[str] = ..., digest: _Optional[str] = ..., blob_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., hidden: _Optional[int] = ..., width: _Optional[int] = ..., activation: _Optional[str] = ..., numerics: _Optional[str] = ...) -> None: ...
 
 class Load(_message.Message):
     __slots__ = ("spec", "sources")

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from expertmesh_api.v1 import common_pb2 as expertmesh__api_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x65xpertmesh_api/v1/routes.proto\x12\x11\x65xpertmesh_api.v1\x1a\x1e\x65xpertmesh_api/v1/common.proto\"\"\n\x0cWatchRequest\x12\x12\n\ngateway_id\x18\x01 \x01(\t\"\x8f\x01\n\x0bRouteWorker\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\t\x12.\n\tendpoints\x18\x03 \x03(\x0b\x32\x1b.expertmesh_api.v1.Endpoint\x12\x0f\n\x07host_id\x18\x04 \x01(\t\x12\x18\n\x10speed_rows_per_s\x18\x05 \x01(\x01\"Z\n\x08Instance\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\r\x12\r\n\x05index\x18\x03 \x01(\r\x12\x0e\n\x06worker\x18\x04 \x01(\r\x12\x11\n\tprecision\x18\x05 \x01(\t\",\n\x04Lack\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmissing_bytes\x18\x02 \x01(\x04\"\xd3\x01\n\nRouteTable\x12\'\n\x05\x65poch\x18\x01 \x01(\x0b\x32\x18.expertmesh_api.v1.Epoch\x12/\n\x07workers\x18\x02 \x03(\x0b\x32\x1e.expertmesh_api.v1.RouteWorker\x12.\n\tinstances\x18\x03 \x03(\x0b\x32\x1b.expertmesh_api.v1.Instance\x12\x13\n\x0bincarnation\x18\x04 \x01(\t\x12&\n\x05lacks\x18\x05 \x03(\x0b\x32\x17.expertmesh_api.v1.Lack\"H\n\nExpertRows\x12,\n\x06\x65xpert\x18\x01 \x01(\x0b\x32\x1c.expertmesh_api.v1.ExpertRef\x12\x0c\n\x04rows\x18\x02 \x01(\x04\"\x9a\x01\n\rGatewayReport\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x10\n\x08\x61rrivals\x18\x02 \x01(\x04\x12\x1a\n\x12token_ms_histogram\x18\x03 \x03(\x04\x12+\n\x04rows\x18\x04 \x03(\x0b\x32\x1d.expertmesh_api.v1.ExpertRows\x12\x1a\n\x12suspect_worker_ids\x18\x05 \x03(\t\"\x0b\n\tReportAck\"\x89\x01\n\x0cServedBundle\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tprecision\x18\x02 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x03 \x01(\t\x12\x16\n\x0emanifest_bytes\x18\x04 \x01(\x04\x12\x10\n\x08numerics\x18\x05 \x01(\t\x12\x14\n\x0clocal_layers\x18\x06 \x01(\t\"/\n\x0cLeavingModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08\x64rain_ms\x18\x02 \x01(\x04\"p\n\nBundleList\x12\x30\n\x07\x62undles\x18\x01 \x03(\x0b\x32\x1f.expertmesh_api.v1.ServedBundle\x12\x30\n\x07leaving\x18\x02 \x03(\x0b\x32\x1f.expertmesh_api.v1.LeavingModel2\xf1\x01\n\x06Routes\x12I\n\x05Watch\x12\x1f.expertmesh_api.v1.WatchRequest\x1a\x1d.expertmesh_api.v1.RouteTable0\x01\x12J\n\x06Report\x12 .expertmesh_api.v1.GatewayReport\x1a\x1c.expertmesh_api.v1.ReportAck(\x01\x12P\n\x0cWatchBundles\x12\x1f.expertmesh_api.v1.WatchRequest\x1a\x1d.expertmesh_api.v1.BundleList0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x65xpertmesh_api/v1/routes.proto\x12\x11\x65xpertmesh_api.v1\x1a\x1e\x65xpertmesh_api/v1/common.proto\"\"\n\x0cWatchRequest\x12\x12\n\ngateway_id\x18\x01 \x01(\t\"\x8f\x01\n\x0bRouteWorker\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\t\x12.\n\tendpoints\x18\x03 \x03(\x0b\x32\x1b.expertmesh_api.v1.Endpoint\x12\x0f\n\x07host_id\x18\x04 \x01(\t\x12\x18\n\x10speed_rows_per_s\x18\x05 \x01(\x01\"l\n\x08Instance\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\r\x12\r\n\x05index\x18\x03 \x01(\r\x12\x0e\n\x06worker\x18\x04 \x01(\r\x12\x11\n\tprecision\x18\x05 \x01(\t\x12\x10\n\x08numerics\x18\x06 \x01(\t\",\n\x04Lack\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmissing_bytes\x18\x02 \x01(\x04\"\xd3\x01\n\nRouteTable\x12\'\n\x05\x65poch\x18\x01 \x01(\x0b\x32\x18.expertmesh_api.v1.Epoch\x12/\n\x07workers\x18\x02 \x03(\x0b\x32\x1e.expertmesh_api.v1.RouteWorker\x12.\n\tinstances\x18\x03 \x03(\x0b\x32\x1b.expertmesh_api.v1.Instance\x12\x13\n\x0bincarnation\x18\x04 \x01(\t\x12&\n\x05lacks\x18\x05 \x03(\x0b\x32\x17.expertmesh_api.v1.Lack\"H\n\nExpertRows\x12,\n\x06\x65xpert\x18\x01 \x01(\x0b\x32\x1c.expertmesh_api.v1.ExpertRef\x12\x0c\n\x04rows\x18\x02 \x01(\x04\"\x9a\x01\n\rGatewayReport\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x10\n\x08\x61rrivals\x18\x02 \x01(\x04\x12\x1a\n\x12token_ms_histogram\x18\x03 \x03(\x04\x12+\n\x04rows\x18\x04 \x03(\x0b\x32\x1d.expertmesh_api.v1.ExpertRows\x12\x1a\n\x12suspect_worker_ids\x18\x05 \x03(\t\"\x0b\n\tReportAck\"\x89\x01\n\x0cServedBundle\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tprecision\x18\x02 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x03 \x01(\t\x12\x16\n\x0emanifest_bytes\x18\x04 \x01(\x04\x12\x10\n\x08numerics\x18\x05 \x01(\t\x12\x14\n\x0clocal_layers\x18\x06 \x01(\t\"/\n\x0cLeavingModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08\x64rain_ms\x18\x02 \x01(\x04\"p\n\nBundleList\x12\x30\n\x07\x62undles\x18\x01 \x03(\x0b\x32\x1f.expertmesh_api.v1.ServedBundle\x12\x30\n\x07leaving\x18\x02 \x03(\x0b\x32\x1f.expertmesh_api.v1.LeavingModel2\xf1\x01\n\x06Routes\x12I\n\x05Watch\x12\x1f.expertmesh_api.v1.WatchRequest\x1a\x1d.expertmesh_api.v1.RouteTable0\x01\x12J\n\x06Report\x12 .expertmesh_api.v1.GatewayReport\x1a\x1c.expertmesh_api.v1.ReportAck(\x01\x12P\n\x0cWatchBundles\x12\x1f.expertmesh_api.v1.WatchRequest\x1a\x1d.expertmesh_api.v1.BundleList0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,23 +37,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROUTEWORKER']._serialized_start=122
   _globals['_ROUTEWORKER']._serialized_end=265
   _globals['_INSTANCE']._serialized_start=267
-  _globals['_INSTANCE']._serialized_end=357
-  _globals['_LACK']._serialized_start=359
-  _globals['_LACK']._serialized_end=403
-  _globals['_ROUTETABLE']._serialized_start=406
-  _globals['_ROUTETABLE']._serialized_end=617
-  _globals['_EXPERTROWS']._serialized_start=619
-  _globals['_EXPERTROWS']._serialized_end=691
-  _globals['_GATEWAYREPORT']._serialized_start=694
-  _globals['_GATEWAYREPORT']._serialized_end=848
-  _globals['_REPORTACK']._serialized_start=850
-  _globals['_REPORTACK']._serialized_end=861
-  _globals['_SERVEDBUNDLE']._serialized_start=864
-  _globals['_SERVEDBUNDLE']._serialized_end=1001
-  _globals['_LEAVINGMODEL']._serialized_start=1003
-  _globals['_LEAVINGMODEL']._serialized_end=1050
-  _globals['_BUNDLELIST']._serialized_start=1052
-  _globals['_BUNDLELIST']._serialized_end=1164
-  _globals['_ROUTES']._serialized_start=1167
-  _globals['_ROUTES']._serialized_end=1408
+  _globals['_INSTANCE']._serialized_end=375
+  _globals['_LACK']._serialized_start=377
+  _globals['_LACK']._serialized_end=421
+  _globals['_ROUTETABLE']._serialized_start=424
+  _globals['_ROUTETABLE']._serialized_end=635
+  _globals['_EXPERTROWS']._serialized_start=637
+  _globals['_EXPERTROWS']._serialized_end=709
+  _globals['_GATEWAYREPORT']._serialized_start=712
+  _globals['_GATEWAYREPORT']._serialized_end=866
+  _globals['_REPORTACK']._serialized_start=868
+  _globals['_REPORTACK']._serialized_end=879
+  _globals['_SERVEDBUNDLE']._serialized_start=882
+  _globals['_SERVEDBUNDLE']._serialized_end=1019
+  _globals['_LEAVINGMODEL']._serialized_start=1021
+  _globals['_LEAVINGMODEL']._serialized_end=1068
+  _globals['_BUNDLELIST']._serialized_start=1070
+  _globals['_BUNDLELIST']._serialized_end=1182
+  _globals['_ROUTES']._serialized_start=1185
+  _globals['_ROUTES']._serialized_end=1426
 # @@protoc_insertion_point(module_scope)

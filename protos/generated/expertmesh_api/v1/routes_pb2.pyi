@@ -28,18 +28,20 @@ class RouteWorker(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., generation: _Optional[str] = ..., endpoints: _Optional[_Iterable[_Union[_common_pb2.Endpoint, _Mapping]]] = ..., host_id: _Optional[str] = ..., speed_rows_per_s: _Optional[float] = ...) -> None: ...
 
 class Instance(_message.Message):
-    __slots__ = ("model", "layer", "index", "worker", "precision")
+    __slots__ = ("model", "layer", "index", "worker", "precision", "numerics")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     LAYER_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
+    NUMERICS_FIELD_NUMBER: _ClassVar[int]
     model: str
     layer: int
     index: int
     worker: int
     precision: str
-    def __init__(self, model: _Optional[str] = ..., layer: _Optional[int] = ..., index: _Optional[int] = ..., worker: _Optional[int] = ..., precision: _Optional[str] = ...) -> None: ...
+    numerics: str
+    def __init__(self, model: _Optional[str] = ..., layer: _Optional[int] = ..., index: _Optional[int] = ..., worker: _Optional[int] = ..., precision: _Optional[str] = ..., numerics: _Optional[str] = ...) -> None: ...
 
 class Lack(_message.Message):
     __slots__ = ("model", "missing_bytes")
