@@ -59,8 +59,8 @@ class Recorder:
     def active(self) -> np.ndarray:
         return self._plane.active
 
-    def begin(self, rows: int) -> None:
-        self._plane.begin(rows)
+    def begin(self, rows: int, share: float) -> None:
+        self._plane.begin(rows, share)
 
     def run(self, layer: int, rows: np.ndarray, deadline: float, patience_s: float) -> np.ndarray:
         self.rows.append(rows.copy())

@@ -42,8 +42,8 @@ class NumpyPlane:
     def rows(self) -> dict[tuple[int, int], int]:
         return {(layer, 0): sum(n for at, n in self.calls if at == layer) for layer in {at for at, _ in self.calls}}
 
-    def begin(self, rows: int) -> None:
-        self.active = np.zeros(rows)
+    def begin(self, rows: int, share: float = 0.0) -> None:
+        self.active = np.full(rows, share)
 
     def run(self, layer: int, rows: np.ndarray, deadline: float, patience_s: float = np.inf) -> np.ndarray:
         self.calls.append((layer, len(rows)))

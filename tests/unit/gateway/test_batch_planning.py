@@ -1,7 +1,5 @@
 """Which prompt gets the step's chunk, and what a step may contain."""
 
-from dataclasses import replace
-
 from expertmesh_controller.gateway.batching.planning import StepPlan, advanced, planned
 from expertmesh_controller.gateway.batching.roster import Roster, Sequence
 
@@ -29,14 +27,14 @@ def test_a_step_is_everyone_who_decodes_and_one_chunk() -> None:
 
 
 def test_a_late_short_prompt_goes_before_the_rest_of_a_long_one() -> None:
-    step = plan(Roster(4, prefilling=(replace(LONG, cached=512), SHORT)))
+    step = plan(Roster(4, prefilling=(LONG._replace(cached=512), SHORT)))
     assert step.chunk is not None
     assert step.chunk.key == SHORT.key
     assert step.sampled_keys == (SHORT.key,)
 
 
 def test_a_long_prompt_that_has_waited_long_enough_goes_first() -> None:
-    newcomer = replace(SHORT, arrived=8.0)
+    newcomer = SHORT._replace(arrived=8.0)
     step = plan(Roster(4, prefilling=(LONG, newcomer)), now=8.0)
     assert step.chunk is not None
     assert step.chunk.key == LONG.key
@@ -47,6 +45,6 @@ def test_a_step_ends_at_the_first_deadline_of_those_in_it() -> None:
 
 
 def test_after_a_step_only_those_that_got_a_token_have_more_tokens() -> None:
-    roster = Roster(4, prefilling=(LONG, replace(SHORT, arrived=-9.0)), decoding=(DECODING,))
+    roster = Roster(4, prefilling=(LONG, SHORT._replace(arrived=-9.0)), decoding=(DECODING,))
     after = advanced(roster, plan(roster))
     assert [(s.cached, s.tokens) for s in after.everyone] == [(31, 32), (0, 1500), (20, 21)]

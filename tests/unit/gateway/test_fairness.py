@@ -44,7 +44,7 @@ def test_what_counts_is_tokens_not_requests() -> None:
 
 def test_tokens_of_running_answers_count_too() -> None:
     roster = admitted(asked(asked(Roster(2), "a", 0), "b", 1))
-    running = tuple(replace(s, tokens=500) if s.client == "a" else s for s in roster.prefilling)
+    running = tuple(s._replace(tokens=500) if s.client == "a" else s for s in roster.prefilling)
     roster = replace(roster, prefilling=running)
     roster = asked(asked(roster, "a", 2), "b", 3)
     roster, _ = removed(roster, 1)

@@ -112,4 +112,4 @@ def test_any_options_choose_a_token_that_exists(seed: int, position: int, temper
 def test_rows_that_are_not_numbers_are_found() -> None:
     logits = np.zeros((4, 5), np.float32)
     logits[1, 2], logits[2, 3], logits[3, 1] = np.nan, np.inf, -np.inf
-    assert unusable(logits, likeliest(logits)).tolist() == [False, True, True, False]
+    assert unusable(logits, likeliest(logits)) == [False, True, True, False]

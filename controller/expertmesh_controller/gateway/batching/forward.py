@@ -28,11 +28,11 @@ class Experts(Protocol):
 
     @property
     def active(self) -> NDArray[np.float64]:
-        """The share of the model's routed neurons that each row of the step went through here, [rows]."""
+        """The share of the model's neurons that each row of the step went through here, a new array [rows]."""
         ...
 
-    def begin(self, rows: int) -> None:
-        """A step of so many rows begins."""
+    def begin(self, rows: int, share: float) -> None:
+        """A step of so many rows begins; each has `share` for a start."""
         ...
 
     def run(self, layer: int, rows: Floats, deadline: float, patience_s: float) -> Floats:
@@ -58,8 +58,9 @@ class Forward:
 
     def __init__(self, trunk: TrunkExecutor, experts: Experts, layers: Sequence[Layer], patience_s: float) -> None:
         self._trunk, self._experts, self._patience_s = trunk, experts, patience_s
-        self.picks = picks_of(layers, {layer.index for layer in layers} - set(trunk.stops))
-        self._shared_share = float(np.mean([layer.shared_width / layer.total_width for layer in layers]))
+        shared = float(np.mean([layer.shared_width / layer.total_width for layer in layers]))
+        self.picks = picks_of(layers, {layer.index for layer in layers} - set(trunk.stops), shared)
+        self._share_before = shared if self.picks is None else 0.0
         self.active = np.zeros(0)
         self.tap: ChunkTap | None = None
         self.pulse = Pulse()
@@ -77,28 +78,28 @@ class Forward:
         self.pulse.beat()
         with np.errstate(over="ignore", invalid="ignore"):  # rows that are no numbers fail where they are sampled from
             logits = self._step(work, deadline)
-        self.active = self._experts.active + self._shared_share
-        self._count_picks()
+        self.active = self._shares(work.rows)
         return logits
 
     def _step(self, work: Work, deadline: float) -> Floats:
         rows, combined = self._trunk.begin(work), None
-        self._experts.begin(work.rows)
+        if self._trunk.stops:
+            self._experts.begin(work.rows, self._share_before)
         for layer in self._trunk.stops:
             if combined is not None:
                 rows = self._trunk.advance(layer, combined)
             combined = self._experts_of(layer, rows, deadline)
         return self._trunk.finish(combined)
 
-    def _count_picks(self) -> None:
-        """After the step: one that failed on its way runs again, and counts once."""
+    def _shares(self, rows: int) -> NDArray[np.float64]:
+        """Comes after the step: one that failed on its way runs again, and counts once."""
         if self.picks is None:
-            return
+            return self._experts.active
         scores = self._trunk.scores()
         if scores is None:
-            self.active[:] = 1.0
-        else:
-            self.active += self.picks.take(scores)
+            return np.ones(rows)
+        shares = self.picks.take(scores)
+        return self._experts.active + shares if self._trunk.stops else shares
 
     def _experts_of(self, layer: int, rows: Floats, deadline: float) -> Floats:
         self.pulse.beat()

@@ -22,15 +22,18 @@ __all__ = ["Picks", "picks_of"]
 FOLD_ROWS = 256
 
 
-def picks_of(layers: Sequence[Layer], held: Collection[int]) -> Picks | None:
-    """The reader of the scores of the layers `held`, whose gates are of one kind; None if none of them is routed."""
+def picks_of(layers: Sequence[Layer], held: Collection[int], base: float = 0.0) -> Picks | None:
+    """The reader of the scores of the layers `held`, whose gates are of one kind; None if none of them is routed.
+
+    `base` is the share of neurons that every row goes through beside what it picks.
+    """
     shares = dict(zip((layer.index for layer in layers), expert_shares(layers), strict=True))
     routed = [layer for layer in layers if layer.gate is not None and layer.index in held]
     if not routed:
         return None
     thresholds = routed[0].gate is not None and routed[0].gate.picker == "threshold"
     held_shares = np.array([shares[layer.index] for layer in routed], np.float64)
-    return (_Thresholds if thresholds else _TopK)(routed, held_shares)
+    return (_Thresholds if thresholds else _TopK)(routed, held_shares, base)
 
 
 class Picks(ABC):
@@ -40,15 +43,15 @@ class Picks(ABC):
     one folds; `rows` may be asked for by any.
     """
 
-    def __init__(self, routed: Sequence[Layer], shares: NDArray[np.float64]) -> None:
+    def __init__(self, routed: Sequence[Layer], shares: NDArray[np.float64], base: float) -> None:
         self.layers = tuple(layer.index for layer in routed)
         self.experts = len(routed[0].experts)
-        self._shares = shares
+        self._shares, self._base = shares, base
         self._rows = np.zeros(shares.shape, np.int64)
 
     @abstractmethod
     def take(self, scores: Floats) -> NDArray[np.float64]:
-        """Count a step; returns the share of feed-forward neurons that each row's picks are, float64 [rows]."""
+        """Count a step; returns the share of feed-forward neurons that each row went through, float64 [rows]."""
 
     @abstractmethod
     def fold(self) -> None:
@@ -68,8 +71,8 @@ class Picks(ABC):
 
 
 class _Thresholds(Picks):
-    def __init__(self, routed: Sequence[Layer], shares: NDArray[np.float64]) -> None:
-        super().__init__(routed, shares)
+    def __init__(self, routed: Sequence[Layer], shares: NDArray[np.float64], base: float) -> None:
+        super().__init__(routed, shares, base)
         found = [layer.gate.threshold for layer in routed if layer.gate is not None]
         self._thresholds = np.array(found, np.float32)[:, np.newaxis]
 
@@ -77,6 +80,7 @@ class _Thresholds(Picks):
         picked = scores[:, :, : self.experts] >= self._thresholds
         self._rows += picked.sum(axis=0)
         shares: NDArray[np.float64] = picked.reshape(len(picked), -1) @ self._shares.ravel()
+        shares += self._base
         return shares
 
     def fold(self) -> None:
@@ -86,10 +90,10 @@ class _Thresholds(Picks):
 class _TopK(Picks):
     """Every row goes through as many neurons, so scores may wait until there are enough of them."""
 
-    def __init__(self, routed: Sequence[Layer], shares: NDArray[np.float64]) -> None:
-        super().__init__(routed, shares)
+    def __init__(self, routed: Sequence[Layer], shares: NDArray[np.float64], base: float) -> None:
+        super().__init__(routed, shares, base)
         (self._k,) = {layer.gate.max_k for layer in routed if layer.gate is not None}
-        self._share = self._k * float(shares[:, 0].sum())
+        self._share = base + self._k * float(shares[:, 0].sum())
         self._same: dict[int, NDArray[np.float64]] = {}
         # Rows that are counted and scores that wait change together: whoever asks meanwhile sees no row twice or never.
         self._lock = threading.Lock()

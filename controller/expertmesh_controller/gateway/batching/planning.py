@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from expertmesh_controller.gateway.batching.roster import Roster, Sequence
 
@@ -55,12 +55,11 @@ def planned(roster: Roster, now: float, chunk_tokens: int) -> StepPlan | None:
 
 def advanced(roster: Roster, plan: StepPlan) -> Roster:
     """After the step, before anyone is promoted or removed: more is cached, and whoever got a token has one more."""
-    decoding = tuple(s.fed() for s in roster.decoding)
-    chunk = plan.chunk
-    if chunk is None:
-        return replace(roster, decoding=decoding)
-    prefilling = tuple(_read_in(s, chunk) if s.key == chunk.key else s for s in roster.prefilling)
-    return replace(roster, decoding=decoding, prefilling=prefilling)
+    decoding = tuple([s.fed() for s in roster.decoding])
+    chunk, prefilling = plan.chunk, roster.prefilling
+    if chunk is not None:
+        prefilling = tuple(_read_in(s, chunk) if s.key == chunk.key else s for s in prefilling)
+    return Roster(roster.slots, roster.waiting, prefilling, decoding, roster.settled)
 
 
 def _urgency(sequence: Sequence, now: float) -> tuple[float, int]:
@@ -75,4 +74,4 @@ def _chunk(sequence: Sequence, chunk_tokens: int) -> ChunkPlan:
 
 
 def _read_in(sequence: Sequence, chunk: ChunkPlan) -> Sequence:
-    return replace(sequence, cached=sequence.cached + chunk.count, tokens=sequence.tokens + chunk.ends_prompt)
+    return sequence._replace(cached=sequence.cached + chunk.count, tokens=sequence.tokens + chunk.ends_prompt)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from expertmesh_controller.gateway.batching.fairness import level, next_in_turn, served_tokens
 
 __all__ = ["Crowding", "Move", "Roster", "Sequence", "admitted", "joined", "promoted", "removed"]
 
 
-@dataclass(frozen=True, slots=True)
-class Sequence:
+class Sequence(NamedTuple):
     """`tokens` are known (prompt, then answer), `cached` of them are in the cache. Times are monotonic seconds.
 
     A `scored` sequence is read in only: each of its rows tells how likely the next token is, and none is generated.
@@ -35,10 +35,9 @@ class Sequence:
         return self.tokens - self.cached
 
     def fed(self) -> Sequence:
-        """After a step in which it decoded; written out, because `replace` takes three times as long per token."""
-        return Sequence(
-            self.key, self.tokens + 1, self.arrived, self.deadline, self.cached + 1, self.slot, self.client, self.scored
-        )
+        """After a step in which it decoded; written out, because that is quicker than `_replace`."""
+        key, tokens, arrived, deadline, cached, slot, client, scored = self
+        return Sequence(key, tokens + 1, arrived, deadline, cached + 1, slot, client, scored)
 
     @property
     def charged_tokens(self) -> int:
@@ -113,7 +112,7 @@ def admitted(roster: Roster) -> Roster:
         chosen = next_in_turn(waiting, served)
         waiting.remove(chosen)
         served[chosen.client] += chosen.tokens
-        entering.append(replace(chosen, slot=slot))
+        entering.append(chosen._replace(slot=slot))
     return replace(roster, waiting=tuple(waiting), prefilling=(*roster.prefilling, *entering))
 
 
@@ -129,8 +128,8 @@ def promoted(roster: Roster, key: int) -> tuple[Roster, tuple[Move, ...]]:
         if holder is not None:  # they change places by way of the spare slot
             spare = roster.slots
             moves = (Move(target, spare, holder.cached), *moves, Move(spare, entering.slot, holder.cached))
-            others = tuple(replace(s, slot=entering.slot) if s is holder else s for s in others)
-    decoding = (*roster.decoding, replace(entering, slot=target))
+            others = tuple(s._replace(slot=entering.slot) if s is holder else s for s in others)
+    decoding = (*roster.decoding, entering._replace(slot=target))
     return replace(roster, prefilling=others, decoding=decoding), tuple(m for m in moves if m.tokens)
 
 
@@ -145,7 +144,7 @@ def removed(roster: Roster, key: int) -> tuple[Roster, tuple[Move, ...]]:
     moves: tuple[Move, ...] = ()
     if last.key != key:
         moves = (Move(last.slot, place, last.cached),)
-        decoding[place] = replace(last, slot=place)
+        decoding[place] = last._replace(slot=place)
     return replace(roster, decoding=tuple(decoding)), moves
 
 

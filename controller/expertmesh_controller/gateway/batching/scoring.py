@@ -60,7 +60,7 @@ def scored(trunk: Sequences, job: ScoringJob, chunk: ChunkPlan) -> Scored:
     rows, step = job.asked_rows(chunk), trunk.limits.head_rows
     for block in (rows[at : at + step] for at in range(0, len(rows), step)):
         logits = trunk.chunk_logits(block.start, len(block))
-        if unusable(logits, likeliest(logits)).any():
+        if any(unusable(logits, likeliest(logits))):
             where = f"within {len(block)} tokens from position {chunk.start + block.start + 1} of the text"
             raise CorruptData(f"the model gave values that are not numbers {where}: check the bundle with its digests")
         targets = job.targets(chunk, block)

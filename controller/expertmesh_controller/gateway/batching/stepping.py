@@ -123,10 +123,12 @@ class Stepper:
         jobs = [self._answer(key) for key in plan.sampled_keys]
         best = likeliest(logits)
         broken = unusable(logits, best)
-        sound = [job for job, bad in zip(jobs, broken, strict=True) if not bad]
-        rows = slice(None) if len(sound) == len(jobs) else ~broken
+        sound = jobs
+        if any(broken):
+            rows = [row for row, bad in enumerate(broken) if not bad]
+            sound, logits, best = [jobs[row] for row in rows], logits[rows], [best[row] for row in rows]
         draws = [job.draw() for job in sound]
-        choices = choose(logits[rows], draws, best[rows])
+        choices = choose(logits, draws, best)
         self.roster = advanced(self.roster, plan)
         if plan.chunk is not None and plan.chunk.ends_prompt:
             self._apply(*promoted(self.roster, plan.chunk.key))

@@ -31,14 +31,14 @@ class Counters:
         self._row_shares = tuple(tuple(s) for s in shares)
         self._rows = tuple(np.zeros(len(s), np.int64) for s in shares)
         self._lone_rows = tuple([0] * len(s) for s in shares)  # of runs of one row: numbers that Python adds up
-        self._active = np.zeros(0)
-        self._active_of_one = 0.0
+        self._step_rows, self._share = 0, 0.0
+        self._active: NDArray[np.float64] | None = None  # what runs of several rows added to the share
         self.frames = 0
         self.retried_pairs = 0
 
-    def begin(self, rows: int) -> None:
-        """A step of so many rows begins."""
-        self._active, self._active_of_one = np.zeros(rows), 0.0
+    def begin(self, rows: int, share: float = 0.0) -> None:
+        """A step of so many rows begins; each has `share` for a start."""
+        self._step_rows, self._share, self._active = rows, share, None
 
     def note(self, layer: int, routing: Routing | RowRouting) -> None:
         """Count one run of the step."""
@@ -47,20 +47,21 @@ class Counters:
             return
         counts, shares = self._rows[layer], self._shares[layer]
         counts += np.bincount(routing.expert, minlength=counts.size)
-        if len(self._active) != routing.tokens:  # a call outside of any step
+        if self._step_rows != routing.tokens:  # a call outside of any step
             self.begin(routing.tokens)
-        self._active += np.bincount(routing.row, shares[routing.expert], routing.tokens)
+        active = np.bincount(routing.row, shares[routing.expert], routing.tokens).astype(np.float64, copy=False)
+        self._active = active if self._active is None else self._active + active
 
     @property
     def active(self) -> NDArray[np.float64]:
-        """Routed neurons of each row of the step so far, as a share of the model's, [rows]."""
-        return self._active + self._active_of_one
+        """Neurons that each row of the step went through so far, as a share of the model's, a new array [rows]."""
+        return np.full(self._step_rows, self._share) if self._active is None else self._active + self._share
 
     def _note_one(self, layer: int, experts: tuple[int, ...]) -> None:
         counts, shares = self._lone_rows[layer], self._row_shares[layer]
         for expert in experts:
             counts[expert] += 1
-            self._active_of_one += shares[expert]
+            self._share += shares[expert]
 
     def rows(self) -> dict[tuple[int, int], int]:
         """Rows sent to each (layer, expert) since the start; experts without any are left out."""

@@ -78,13 +78,13 @@ class ExpertPlane:
         out[broken] = np.nan
         return out
 
-    def begin(self, rows: int) -> None:
-        """A step of so many rows begins."""
-        self.counters.begin(rows)
+    def begin(self, rows: int, share: float = 0.0) -> None:
+        """A step of so many rows begins; each has `share` for a start."""
+        self.counters.begin(rows, share)
 
     @property
     def active(self) -> NDArray[np.float64]:
-        """Routed neurons of each row of the step, as a share of the model's, [rows]."""
+        """Neurons that each row of the step went through, as a share of the model's, a new array [rows]."""
         return self.counters.active
 
     def take_suspects(self) -> tuple[str, ...]:

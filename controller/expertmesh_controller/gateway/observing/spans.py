@@ -45,9 +45,9 @@ class DispatchSpans:
         """See `Experts.active`."""
         return self._experts.active
 
-    def begin(self, rows: int) -> None:
+    def begin(self, rows: int, share: float) -> None:
         """See `Experts.begin`."""
-        self._experts.begin(rows)
+        self._experts.begin(rows, share)
 
     @contextlib.contextmanager
     def step(self, traces: Sequence[Span | None], rows: int) -> Iterator[None]:

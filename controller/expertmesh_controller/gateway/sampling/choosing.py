@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,7 @@ Ids = NDArray[np.int64]
 _FIRST_CANDIDATES = 512  # almost always enough for top_p, and a sort of the whole vocabulary costs milliseconds
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
+class Draw(NamedTuple):
     """One row's question. `position` 0 is the first generated token; `previous` int64 [n] is prompt and answer."""
 
     options: SamplingOptions
@@ -32,8 +31,7 @@ class Draw:
     previous: Ids
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """The token, and if asked for, its log probability under the model and the most likely alternatives.
 
     Log probabilities are those of the model's own distribution, before any option changes it.
@@ -44,24 +42,22 @@ class Choice:
     top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
-def likeliest(logits: Floats) -> Ids:
-    """The id of each row's largest value, or of its first NaN, int64 [n]; ties go to the smaller id."""
-    ids: Ids = np.argmax(logits, axis=1)
+def likeliest(logits: Floats) -> list[int]:
+    """The id of each row's largest value, or of its first NaN; ties go to the smaller id."""
+    ids: list[int] = logits.argmax(axis=1).tolist()
     return ids
 
 
-def choose(logits: Floats, draws: Sequence[Draw], best: Ids | None = None) -> list[Choice]:
+def choose(logits: Floats, draws: Sequence[Draw], best: Sequence[int] | None = None) -> list[Choice]:
     """One token per row of `logits` float32 [n, vocabulary], which is left as it is. `best` is `likeliest` of it."""
-    ids = likeliest(logits) if best is None else best.copy()
-    for row, draw in enumerate(draws):
-        if not draw.options.plain_greedy:
-            ids[row] = _draw(logits[row], draw)
-    return [
-        described(logits[row], int(ids[row]), draw.options.top_logprobs)
-        if draw.options.logprobs
-        else Choice(int(ids[row]))
-        for row, draw in enumerate(draws)
-    ]
+    best = likeliest(logits) if best is None else best
+    return [_chosen(logits, row, draw, top) for row, (draw, top) in enumerate(zip(draws, best, strict=True))]
+
+
+def _chosen(logits: Floats, row: int, draw: Draw, top: int) -> Choice:
+    options = draw.options
+    token_id = top if options.plain_greedy else _draw(logits[row], draw)
+    return described(logits[row], token_id, options.top_logprobs) if options.logprobs else Choice(token_id)
 
 
 def described(logits: Floats, token_id: int, top_logprobs: int) -> Choice:
@@ -74,10 +70,9 @@ def described(logits: Floats, token_id: int, top_logprobs: int) -> Choice:
     return Choice(token_id, float(scores[token_id] - total), alternatives)
 
 
-def unusable(logits: Floats, best: Ids) -> NDArray[np.bool_]:
-    """Which rows hold NaN or infinite values at `best`, their `likeliest`, bool [n]: there is nothing to choose."""
-    tops = [logits[row, token] for row, token in enumerate(best.tolist())]  # for a few rows quicker than one index
-    return np.array([not math.isfinite(top) for top in tops], np.bool_)
+def unusable(logits: Floats, best: Sequence[int]) -> list[bool]:
+    """Which rows hold NaN or infinite values at `best`, their `likeliest`: there is nothing to choose."""
+    return [not math.isfinite(logits.item(row, token)) for row, token in enumerate(best)]
 
 
 def uniform(seed: int, position: int) -> float:
