@@ -20,6 +20,7 @@ from interleaving import RESULTS, publish
 from resident_bundle import resident
 
 from expertmesh_common.bundle.blobs import Bundle
+from expertmesh_common.bundle.parts import Numerics
 from expertmesh_common.clock import SystemClock
 from expertmesh_common.huge_pages import collapse
 from expertmesh_common.running import tuned_runner
@@ -40,11 +41,11 @@ PROMPT = "The history of the city begins long before the first stone of its wall
 BAR, FAST_BAR = 0.55, 0.95
 
 
-def all_local(bundle: Bundle, precision: str) -> ExpertPlane:
+def all_local(bundle: Bundle, precision: str, numerics: Numerics = "exact") -> ExpertPlane:
     """An expert plane whose experts are all loaded in this process."""
     manifest = bundle.manifest
     lanes = Lanes(1)
-    residents = resident(bundle, precision, lanes)
+    residents = resident(bundle, precision, lanes, numerics)
     instances = tuple(
         InstanceRoute(manifest.name, layer.index, expert.index, "local", precision)
         for layer in manifest.layers

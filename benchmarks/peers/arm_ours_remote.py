@@ -1,6 +1,7 @@
-"""This project's engine with exact numerics, its experts on one worker process: `... MODEL unix|tcp|local`.
+"""This project's engine that holds no experts, which are on one worker process: `... MODEL unix|tcp|local`.
 
-`local` keeps them in the engine's own process. With `--spin-us` both ends poll for so long before they sleep.
+`local` keeps them in the engine's own process. With `--spin-us` both ends poll for so long before they sleep;
+`--numerics` are those of the experts.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from serving import serve
 from threadpoolctl import threadpool_limits
 
 from expertmesh_common.bundle.blobs import Bundle
+from expertmesh_common.bundle.parts import NUMERICS, Numerics
 from expertmesh_common.huge_pages import collapse
 from expertmesh_common.running import tuned_runner
 from expertmesh_controller.gateway.dispatch.links.opening import Caller
@@ -40,15 +42,15 @@ def remote_plane(bundle: Bundle, worker: RemoteWorker, transport: str, spin_us: 
 
 
 class OursRemote(Ours):
-    def __init__(self, folder: Path, threads: int, transport: str, spin_us: int) -> None:
+    def __init__(self, folder: Path, threads: int, transport: str, spin_us: int, numerics: Numerics) -> None:
         threadpool_limits(threads)
         bundle = Bundle(folder)
         (precision,) = bundle.manifest.precisions
-        self.about: dict[str, object] = {"version": version("expertmesh"), "weights": precision}
+        self.about: dict[str, object] = {"version": version("expertmesh"), "weights": precision, "numerics": numerics}
         if transport == "local":
-            self.plane = all_local(bundle, precision)
+            self.plane = all_local(bundle, precision, numerics)
         else:
-            self.worker = RemoteWorker(folder, spin_us)
+            self.worker = RemoteWorker(folder, spin_us, numerics)
             self.plane = remote_plane(bundle, self.worker, transport, spin_us)
             self.about["experts"] = f"{self.worker.resident_mb:.0f} MB on the worker, over {transport}"
         sizes = {"slots": SLOTS, "context_tokens": CONTEXT_TOKENS}
@@ -63,5 +65,6 @@ if __name__ == "__main__":
     parser.add_argument("model")
     parser.add_argument("transport", choices=TRANSPORTS)
     parser.add_argument("--spin-us", type=int, default=0)
+    parser.add_argument("--numerics", choices=NUMERICS, default="fast")
     own, rest = parser.parse_known_args()
-    serve(partial(OursRemote, transport=own.transport, spin_us=own.spin_us), [own.model, *rest])
+    serve(partial(OursRemote, transport=own.transport, spin_us=own.spin_us, numerics=own.numerics), [own.model, *rest])

@@ -26,11 +26,18 @@ SPINNING_UNIX = ours("unix spinning", "unix", "--spin-us", str(_SPIN_US))
 SPINNING_TCP = ours("TCP spinning", "tcp", "--spin-us", str(_SPIN_US))
 LLAMA_LOCAL = ArmPlan("llama.cpp one process", "arm_llama.py", PEERS_PYTHON, _GGUF, "Q4_0")
 OURS_LOCAL = ours("one process", "local")
+EXACT = ours("unix spinning, exact", "unix", "--spin-us", str(_SPIN_US), "--numerics", "exact")
+EXACT_LOCAL = ours("one process, exact", "local", "--numerics", "exact")
 
-ARMS = (RPC, UNIX, TCP, SPINNING_UNIX, SPINNING_TCP, LLAMA_LOCAL, OURS_LOCAL)
+_FAST = (UNIX, TCP, SPINNING_UNIX, SPINNING_TCP)
+ARMS = (RPC, *_FAST, EXACT, LLAMA_LOCAL, OURS_LOCAL, EXACT_LOCAL)
 BARS = {UNIX.name: 1.7, TCP.name: 1.5, SPINNING_UNIX.name: 1.7, SPINNING_TCP.name: 1.5}
 """How many times as fast as llama.cpp's RPC, at least."""
-LOCAL = {plan.name: LLAMA_LOCAL.name if plan is RPC else OURS_LOCAL.name for plan in ARMS[:5]}
+LOCAL = {
+    RPC.name: LLAMA_LOCAL.name,
+    EXACT.name: EXACT_LOCAL.name,
+    **{plan.name: OURS_LOCAL.name for plan in _FAST},
+}
 """Who computes the same in one process."""
 
 

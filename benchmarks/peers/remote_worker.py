@@ -1,4 +1,5 @@
-"""A worker process that holds every expert of a bundle, and its caller: `remote_worker.py BUNDLE SPIN_US` says where
+"""A worker process that holds every expert of a bundle, and its caller: `remote_worker.py BUNDLE SPIN_US NUMERICS` says
+where
 it listens.
 
 Runtime, doors and loop are those of `expertmesh worker`; only who orders its loads is left out.
@@ -18,6 +19,7 @@ from resident_bundle import resident
 from expertmesh_api.v1 import experts_pb2
 from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.bundle.manifest import Manifest
+from expertmesh_common.bundle.parts import Numerics
 from expertmesh_common.channel.host import host_id
 from expertmesh_common.huge_pages import collapse
 from expertmesh_common.running import run_service
@@ -36,8 +38,8 @@ NAME, GENERATION, HERE = "w0", "g", "127.0.0.1"
 class RemoteWorker:
     """The process, which ends with this one. `table` sends every expert of the bundle to it."""
 
-    def __init__(self, folder: Path, spin_us: int) -> None:
-        command = [sys.executable, __file__, str(folder), str(spin_us)]
+    def __init__(self, folder: Path, spin_us: int, numerics: Numerics) -> None:
+        command = [sys.executable, __file__, str(folder), str(spin_us), numerics]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -55,10 +57,10 @@ def instances(manifest: Manifest) -> tuple[InstanceRoute, ...]:
     return tuple(InstanceRoute(manifest.name, *place, NAME, precision) for place in places)
 
 
-async def work(bundle: Bundle, spin_us: int, stop: asyncio.Event) -> None:
+async def work(bundle: Bundle, spin_us: int, numerics: Numerics, stop: asyncio.Event) -> None:
     """Until stdin ends."""
     lanes = Lanes(1)
-    residents = resident(bundle, *bundle.manifest.precisions, lanes)
+    residents = resident(bundle, *bundle.manifest.precisions, lanes, numerics)
     collapse()
     runtime = Runtime(residents, lanes)
     behind = Behind(runtime, runtime.recurring, experts_pb2.StatResponse, bundle.blobs)
@@ -72,4 +74,4 @@ async def work(bundle: Bundle, spin_us: int, stop: asyncio.Event) -> None:
 
 
 if __name__ == "__main__":
-    run_service(partial(work, Bundle(Path(sys.argv[1])), int(sys.argv[2])))
+    run_service(partial(work, Bundle(Path(sys.argv[1])), int(sys.argv[2]), sys.argv[3]))
