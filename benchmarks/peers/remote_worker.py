@@ -21,7 +21,7 @@ from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.bundle.manifest import Manifest
 from expertmesh_common.bundle.parts import Numerics
 from expertmesh_common.channel.host import host_id
-from expertmesh_common.huge_pages import collapse
+from expertmesh_common.huge_pages import collapse, place_side_by_side
 from expertmesh_common.running import run_service
 from expertmesh_common.security import Security
 from expertmesh_controller.cluster.routes import EndpointAddress, Epoch, InstanceRoute, RouteTable, WorkerRoute
@@ -59,6 +59,7 @@ def instances(manifest: Manifest) -> tuple[InstanceRoute, ...]:
 
 async def work(bundle: Bundle, spin_us: int, numerics: Numerics, stop: asyncio.Event) -> None:
     """Until stdin ends."""
+    place_side_by_side()
     lanes = Lanes(1)
     residents = resident(bundle, *bundle.manifest.precisions, lanes, numerics)
     collapse()

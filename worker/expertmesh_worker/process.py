@@ -16,7 +16,7 @@ from expertmesh_common.access.following import AccessFollower
 from expertmesh_common.bundle.blobs import BlobStore
 from expertmesh_common.channel.host import host_id
 from expertmesh_common.clock import SystemClock
-from expertmesh_common.huge_pages import collapse
+from expertmesh_common.huge_pages import collapse, place_side_by_side
 from expertmesh_common.observability.tracing import Tracing, tracing_while
 from expertmesh_common.observability.watching import shown
 from expertmesh_common.running import run_service
@@ -132,6 +132,7 @@ def run(settings: WorkerSettings) -> None:
         MeshError: a setting is wrong, the provider does not work here, or the controller refused this worker.
 
     """
+    place_side_by_side()  # before anything large is loaded
     backend = provider(settings.provider)
     capabilities = measured(settings, backend)
     log.info("%s", " ".join(str(capabilities).split()))

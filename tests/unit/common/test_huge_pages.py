@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from expertmesh_common.huge_pages import HUGE_BYTES, collapse
+from expertmesh_common.huge_pages import HUGE_BYTES, collapse, place_side_by_side
 
 WITHOUT_RIGHTS = """
 import os
@@ -95,3 +96,25 @@ def test_a_process_that_may_not_see_its_own_memory_keeps_small_pages() -> None:
     if done.stdout == "open\n":
         pytest.skip("this kernel hides nothing from such a process")
     assert (done.stdout, done.stderr) == ("hidden 0\n", "")
+
+
+def areas_of_buffers() -> list[str]:
+    """In what kinds of areas of memory four new buffers of 1.5 MB lie."""
+    buffers = [np.full(1_500_000, 7, np.uint8) for _ in range(4)]
+    lines = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
+    areas = [(*(int(end, 16) for end in area.split("-")), *name) for area, _, _, _, _, *name in lines]
+    return [
+        next(name[0].strip() if name else "own" for first, last, *name in areas if first <= b.ctypes.data < last)
+        for b in buffers
+    ]
+
+
+def print_areas() -> None:
+    before = areas_of_buffers()
+    assert place_side_by_side()
+    print(*before, *areas_of_buffers())
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only this allocator can be told")
+def test_buffers_smaller_than_a_huge_page_lie_side_by_side_when_asked_for() -> None:
+    assert told("print_areas").split() == ["own"] * 4 + ["[heap]"] * 4
