@@ -87,7 +87,8 @@ def budget_bytes(models: Sequence[LocalModel], request: UpRequest) -> int:
     if request.workers * request.budget_share < 1:
         share = request.workers * request.budget_share
         raise InvalidInput(
-            f"{request.workers} workers with --budget-share {request.budget_share:g} hold {share:.0%} of the experts, "
+            f"{request.workers} worker{'s hold' if request.workers > 1 else ' holds'} {share:.0%} of the experts with "
+            f"--budget-share {request.budget_share:g}, "
             f"{all_bytes * (1 - share) / MB:.1f} of {all_bytes / MB:.1f} MB are missing: raise --workers or "
             "--budget-share"
         )
