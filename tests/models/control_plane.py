@@ -52,15 +52,16 @@ class ControlPlane:
 
 @contextlib.asynccontextmanager
 async def control_plane(
-    folder: Path, store: Store, settings: ControlSettings = QUICK, **how: str
-) -> AsyncIterator[ControlPlane]:
+    folder: Path, store: Store, settings: ControlSettings = QUICK, *, listen: str = "127.0.0.1:0", name: str = "tiny",
+    **how: str,
+) -> AsyncIterator[ControlPlane]:  # fmt: skip
     """`how` the model is served: numerics, local_layers."""
     bundle = Bundle(folder)
-    loop = ControlLoop([ServedModel("tiny", bundle, "fp32", **how)], store, SystemClock(), settings, version="0.1.0")
+    loop = ControlLoop([ServedModel(name, bundle, "fp32", **how)], store, SystemClock(), settings, version="0.1.0")
     serving = Serving(Security())
     keeper = ModelKeeper(loop, NoGateway(), store, SystemClock(), [])
     loop.add_to(serving.server, ModelOperations(keeper))
-    port = await serving.start("127.0.0.1:0")
+    port = await serving.start(listen)
     running = asyncio.create_task(loop.run())
     experts = [e for layer in bundle.manifest.layers for e in layer.experts]
     total = bundle.manifest.expert_bytes("fp32")

@@ -35,6 +35,7 @@ class FakeWorker:
         self.epochs_heard = 0
         self.incarnation = ""
         self.held: dict[Held, membership_pb2.ExpertSpec] = dict(resident or {})
+        self.order_ids: list[int] = []
         self.loads: list[membership_pb2.Load] = []
         self.unloads: list[membership_pb2.Unload] = []
         self.most_bytes = 0
@@ -74,8 +75,12 @@ class FakeWorker:
             **{"fast_digest" if fast else "digest": spec.digest},
         )  # fmt: skip
 
+    def say(self, **body: object) -> None:
+        """Send one message: a heartbeat, a result, a leave."""
+        self._up.put_nowait(membership_pb2.WorkerMessage(**body))
+
     def leave(self) -> None:
-        self._up.put_nowait(membership_pb2.WorkerMessage(leave=membership_pb2.Leave(reason="test")))
+        self.say(leave=membership_pb2.Leave(reason="test"))
 
     async def die(self) -> None:
         """Cut the connection, as kill -9 does."""
@@ -116,6 +121,7 @@ class FakeWorker:
             self.over.set()
 
     def _carry_out(self, order: membership_pb2.Order) -> None:
+        self.order_ids.append(order.order_id)
         error = None
         if order.epoch.term < self.newest_term:
             error = f"term {order.epoch.term} is old, {self.newest_term} was seen"

@@ -64,8 +64,13 @@ class Wrong(Counting):
 
 
 class Silent(Counting):
+    def __init__(self, stores):
+        super().__init__(stores)
+        self.asked = asyncio.Event()
+
     async def Fetch(self, request, context):
         self.offsets.append(request.offset)
+        self.asked.set()
         await asyncio.Event().wait()
         yield blobs_pb2.FetchResponse()
 

@@ -54,6 +54,23 @@ async def test_what_was_fetched_survives_until_a_source_is_back(serve, origin, c
     assert cutting.offsets[1] >= len(DATA) // 2
 
 
+async def test_a_fetch_that_is_given_up_is_continued_by_the_next_one(serve, origin, cache):
+    cutting, silent, whole = Cutting(origin, len(DATA) // 2), Silent(origin), Counting(origin)
+    addresses = [await serve(service) for service in (cutting, silent, whole)]
+    fetching = asyncio.create_task(cache.fetch(wanted(*addresses[:2])))
+    async with asyncio.timeout(5):
+        await silent.asked.wait()
+
+    fetching.cancel()
+    path = await cache.fetch(wanted(addresses[2]))
+
+    assert fetching.cancelled()
+    assert path.read_bytes() == DATA
+    assert whole.offsets == silent.offsets
+    assert whole.offsets[0] >= len(DATA) // 2
+    assert files(cache) == [DIGEST]
+
+
 async def test_a_source_with_wrong_bytes_is_dropped_for_the_next(serve, origin, cache):
     wrong, whole = Wrong(DATA[:-1] + b"?"), Counting(origin)
     addresses = [await serve(wrong), await serve(whole)]

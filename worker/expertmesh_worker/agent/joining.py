@@ -58,12 +58,11 @@ class Membership:
                     await self._session.run(self._address, self._security, stop, self._joined)
                 except Unavailable as error:
                     self._session, self.joined = None, False
+                    await self._end_orders()
                     await self._pause(error, stop)
         finally:
             self.joined = False
-            for task in self._running:
-                task.cancel()
-            await asyncio.gather(*self._running, return_exceptions=True)
+            await self._end_orders()
 
     def _accept(self, order: membership_pb2.Order) -> None:
         task = asyncio.create_task(self._carry_out(order))
@@ -71,10 +70,22 @@ class Membership:
         task.add_done_callback(self._running.discard)
 
     async def _carry_out(self, order: membership_pb2.Order) -> None:
-        """An order outlives its stream: its result goes to the next one, or into the next hello."""
         result = await self._orders.carry_out(order)
         if self._session is not None:
             self._session.send(membership_pb2.WorkerMessage(result=result))
+
+    async def _end_orders(self) -> None:
+        """Orders end with their stream, and whoever is joined next plans from a hello that says all they did.
+
+        One that went on would change what is loaded behind the back of that control loop: it has forgotten the order,
+        or never knew it, so it would count on room that is taken and unload nothing that it did not hear of. A result
+        would not help: it names its order by a number, and an older controller numbers its own from 1 again.
+        """
+        if self._running:
+            log.info("orders=%d end with the stream; what they fetched stays in the cache", len(self._running))
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
 
     def _joined(self) -> None:
         self._failures, self.joined = 0, True

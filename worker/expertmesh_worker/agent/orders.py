@@ -76,7 +76,7 @@ class Orders:
         self._turns: defaultdict[ExpertName, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def carry_out(self, order: membership_pb2.Order) -> membership_pb2.OrderResult:
-        """The result of an order; errors are in it, not raised."""
+        """The result of an order; errors are in it, not raised. Cancelled, it changes nothing after its end."""
         result = membership_pb2.OrderResult(order_id=order.order_id)
         try:
             self._terms.see(order.epoch)
@@ -114,7 +114,15 @@ class Orders:
         self._loaded()
 
     async def _in_loader(self, work: Callable[[], object]) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._loaders, work)
+        """Cancelled, it drops what has not begun and waits for what has: a thread cannot be stopped in the middle."""
+        begun = self._loaders.submit(work)
+        done = asyncio.wrap_future(begun)
+        try:
+            await asyncio.shield(done)
+        except asyncio.CancelledError:
+            if not begun.cancel():
+                await asyncio.wait((done,))
+            raise
 
 
 def expert_name(ref: common_pb2.ExpertRef) -> ExpertName:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import secrets
 from collections.abc import Callable, Iterable, Mapping
 
 from expertmesh_api.v1 import membership_pb2
@@ -65,7 +66,9 @@ class Registry:
         self._on_change = on_change
         self._connections: dict[int, Connection] = {}
         self._numbers = itertools.count(1)
-        self._order_ids = itertools.count(1)
+        # From anywhere, so that no two controllers give the same ids, whatever store counts their terms: older workers
+        # send their next controller what became of orders of the last one, and that must be none of its own.
+        self._order_ids = itertools.count(secrets.randbits(62))
         self.orders_sent = 0
 
     def join(self, hello: Hello) -> Connection:
