@@ -10,8 +10,8 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 """Best first. fp16 and bf16 are storage: they compute in float32."""
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 Numerics = Literal["exact", "fast"]
+"""`exact`: one kernel per expert wherever it runs, sums in expert order. `fast`: whatever is quickest where it runs."""
 NUMERICS: tuple[Numerics, ...] = get_args(Numerics)
-"""`exact`: one kernel per expert wherever it runs, sums in expert order. `fast`: one process, fused."""
 Activation = Literal["swiglu", "clamped-swiglu"]
 """`swiglu`: silu(gate) * up. `clamped-swiglu`: gate at most 7, up within 7; gate * sigmoid(1.702 gate) * (up + 1)."""
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from expertmesh_common.bundle.manifest import Manifest
 from expertmesh_common.errors import InvalidInput
 
-__all__ = ["ALL", "NONE", "checked_ranges", "held_layers", "spelled", "stops_of"]
+__all__ = ["ALL", "NONE", "checked_ranges", "cuts_of", "held_layers", "spelled", "stops_of"]
 
 ALL = ""
 """As a spec says it; `all` is what people may write."""
@@ -61,6 +61,17 @@ def held_layers(manifest: Manifest, numerics: str, text: str) -> frozenset[int]:
 def stops_of(manifest: Manifest, held: Collection[int]) -> tuple[int, ...]:
     """The layers whose experts are elsewhere, in order."""
     return tuple(layer.index for layer in manifest.layers if layer.gate is not None and layer.index not in held)
+
+
+def cuts_of(manifest: Manifest, held: Collection[int] | None) -> tuple[int, ...] | None:
+    """Where a gateway that holds the layers `held` cuts its trunk; None is at every layer, of `exact` and of `none`.
+
+    Dense layers are cut, too, where nothing is fused: their rows can then be shown.
+    """
+    if held is None:
+        return None
+    stops = stops_of(manifest, held)
+    return None if stops and not held else stops
 
 
 def spelled(manifest: Manifest, held: Collection[int]) -> str:

@@ -12,7 +12,7 @@ import grpc.aio
 from expertmesh_common.bundle.blobs import Bundle, file_digest
 from expertmesh_common.bundle.manifest import MANIFEST_NAME, Precision
 from expertmesh_common.clock import Clock, SystemClock
-from expertmesh_controller.cluster.local_layers import stops_of
+from expertmesh_controller.cluster.local_layers import cuts_of
 from expertmesh_controller.cluster.routes import InstanceRoute, Routes
 from expertmesh_controller.gateway.batching.engine import Engine
 from expertmesh_controller.gateway.batching.forward import Forward
@@ -138,7 +138,7 @@ class Gateway:
         trunk = LocalTrunk(
             self._bundle,
             self._precision,
-            stops=stops_of(manifest, self._held) if self._held else None,
+            stops=cuts_of(manifest, self._held),
             slots=settings.slots,
             context_tokens=min(settings.context_tokens, manifest.trunk.context_tokens),
             chunk_tokens=settings.prefill_chunk_tokens,

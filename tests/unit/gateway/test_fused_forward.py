@@ -109,6 +109,20 @@ def test_rows_that_are_asked_for_or_taken_while_others_are_counted_are_not_lost(
     assert sum(picks.rows().values()) == FOLD_ROWS + 3
 
 
+def test_what_piled_up_is_counted_in_passes_of_a_few_hundred_rows(bundle, monkeypatch) -> None:
+    gate = bundle.manifest.layers[0].gate.model_copy(update={"picker": "top_k", "max_k": 1})
+    picks = picks_of([bundle.manifest.layers[0].model_copy(update={"gate": gate})], {0})
+    count, passes = picks._count, []
+    monkeypatch.setattr(picks, "_count", lambda waiting: (passes.append(sum(map(len, waiting))), count(waiting))[1])
+    for _ in range(100):
+        picks.take(np.zeros((FOLD_ROWS // 8, 1, tiny.EXPERTS), np.float32))
+    for _ in range(20):
+        picks.fold()
+
+    assert passes == [FOLD_ROWS] * 12
+    assert sum(picks.rows().values()) == 100 * FOLD_ROWS // 8
+
+
 def test_a_model_without_a_fused_form_is_refused_with_the_layer(bundle) -> None:
     gate = bundle.manifest.layers[1].gate.model_copy(update={"max_k": 2})
     layers = list(bundle.manifest.layers)

@@ -143,6 +143,7 @@ def test_a_dense_layer_routes_every_row_nowhere(bundle):
     for count in (0, 1, 5):
         rows = np.ones((count, HIDDEN), np.float32)
         assert (dense.route(rows).tokens, dense.route(rows).pairs) == (count, 0)
+        assert dense.route_row(rows) is None  # one that is no number must be looked at
         told = dense.explain(rows)
         assert told.score.shape == told.picked.shape == told.weight.shape == told.margin.shape == (count, 0)
 

@@ -185,55 +185,6 @@ def test_a_row_routes_the_same_alone_and_in_a_batch_bit_for_bit(gate, seed, hidd
         assert lone.row.tolist() == [0] * lone.pairs
 
 
-@pytest.mark.parametrize("experts", [16, 48, 49, 128])
-@pytest.mark.parametrize("max_k", [1, 2, 3, 8])
-@pytest.mark.parametrize(
-    ("scorer", "weighting"),
-    [
-        ("softmax", "score"),
-        ("softmax", "normalised"),
-        ("sigmoid", "score"),
-        ("sigmoid", "normalised"),
-        ("linear", "softmax"),
-        ("linear", "sigmoid"),
-        ("linear", "normalised"),
-    ],
-)
-def test_the_quick_way_of_a_lone_row_gives_what_many_rows_get_bit_for_bit(experts, max_k, scorer, weighting):
-    config = {"scorer": scorer, "picker": "top_k", "max_k": max_k, "weighting": weighting}
-    for scale, biased in ((1.0, False), (2.5, True)):
-        gate, _ = made(GateConfig(weights=BLOB, scale=scale, **config), experts, experts, hidden=96, biased=biased)
-        rows = np.concatenate([size * rows_for(gate, 16, experts) for size in (1, 10, 0.01)])
-        together = gate.route(rows)
-        for t, row in enumerate(rows):
-            lone = gate.route_row(row[np.newaxis]).whole
-            np.testing.assert_array_equal(lone.expert, together.expert[together.row == t])
-            np.testing.assert_array_equal(lone.weight, together.weight[together.row == t])
-
-
-@pytest.mark.parametrize("count", [16, 128])
-def test_a_lone_rows_ties_go_to_the_lower_index(count):
-    config = GateConfig(weights=BLOB, scorer="linear", picker="top_k", max_k=3, weighting="softmax")
-    gate = Gate(config, {"router": np.zeros((4, count), np.float32), "bias": np.zeros(count, np.float32)})
-    assert gate.route_row(np.ones((1, 4), np.float32)).experts == (0, 1, 2)
-
-
-@pytest.mark.parametrize(
-    "row", [np.full((1, 8), np.nan), np.full((1, 8), np.inf), np.full((1, 8), 3e38), np.zeros((2, 8)), np.zeros((1, 7))]
-)
-def test_what_is_no_sound_row_of_the_gate_gets_no_quick_routing(row):
-    config = GateConfig(weights=BLOB, scorer="softmax", picker="top_k", max_k=2, weighting="normalised")
-    gate, _ = made(config, 8, 0)
-    with np.errstate(over="ignore", invalid="ignore"):
-        assert gate.route_row(row.astype(np.float32)) is None
-
-
-def test_a_row_of_another_type_gets_no_quick_routing():
-    config = GateConfig(weights=BLOB, scorer="softmax", picker="top_k", max_k=2, weighting="normalised")
-    gate, _ = made(config, 8, 0)
-    assert gate.route_row(np.ones((1, 8))) is None
-
-
 @settings(max_examples=150, deadline=None)
 @given(gate=gates(), seed=st.integers(0, 2**32 - 1))
 def test_experts_in_another_order_are_picked_and_weighed_alike(gate, seed):

@@ -151,25 +151,27 @@ def test_what_was_chosen_comes_before_the_error_of_a_later_step(bench: Bench, bu
     assert bench.tally.totals().token.total_s == 0
 
 
-def test_answers_that_ended_do_not_fail_as_well_when_another_cannot_move(
-    bench: Bench, trunk: LocalTrunk, monkeypatch
+@pytest.mark.parametrize("lengths", [(5, 4, 50), (5, 4, 50, 50)])
+def test_when_a_cache_cannot_move_who_ended_has_ended_and_everyone_else_fails(
+    bench: Bench, trunk: LocalTrunk, monkeypatch, lengths
 ) -> None:
-    """The first two end together, and the third cannot take the place of one of them."""
-    for key, tokens in enumerate((5, 4, 50)):
+    """The first two end together, and the last cannot take the place of one of them."""
+    for key, tokens in enumerate(lengths):
         bench.stepper.join(Job(Request((5,), tokens, 1e9), Ticket(key, Facts(0.0))))
 
     def broken(source: int, target: int, tokens: int) -> None:
         raise InvalidInput("no such slot")
 
-    while len(bench.stepper.roster.decoding) < 3:
+    while len(bench.stepper.roster.decoding) < len(lengths):
         bench.step()
     monkeypatch.setattr(trunk, "move", broken)
     for _ in range(3):
         bench.step()
     bench.open()
-    for key, last in enumerate((Ended, Ended, Failed)):
+    for key, tokens in enumerate(lengths):
         endings = [type(event) for event in bench.of(key) if not isinstance(event, Picked)]
-        assert endings == [last]
+        assert endings == [Ended if tokens < 50 else Failed]
+    assert not bench.stepper.roster.busy
 
 
 class HeldPlane(NumpyPlane):

@@ -7,7 +7,7 @@ import pytest
 from expertmesh_common.bundle.blobs import Bundle
 from expertmesh_common.errors import InvalidInput
 from expertmesh_controller.cluster.bundles import ServedBundle
-from expertmesh_controller.cluster.local_layers import checked_ranges, held_layers, spelled, stops_of
+from expertmesh_controller.cluster.local_layers import checked_ranges, cuts_of, held_layers, spelled, stops_of
 from expertmesh_controller.gateway.fetching import gateway_blobs, numerics_of
 from expertmesh_controller.gateway.trunk.runs import Run, runs_of
 from models import tiny_bundle as tiny
@@ -75,6 +75,16 @@ def test_a_dense_layer_belongs_to_whatever_run_it_lies_in(manifest) -> None:
     assert (stops_of(changed, {1}), spelled(changed, {1})) == ((2,), "1")
     with pytest.raises(InvalidInput, match="none of these layers of tiny has experts"):
         held_layers(changed, "fast", "0")
+
+
+def test_the_trunk_is_one_graph_where_nothing_is_elsewhere_and_cut_everywhere_where_nothing_is_held(manifest) -> None:
+    dense = {"kind": "dense", "gate": None, "experts": ()}
+    changed = manifest.model_copy(update={"layers": tuple(layer.model_copy(update=dense) for layer in manifest.layers)})
+    assert cuts_of(manifest, None) is None
+    assert cuts_of(manifest, frozenset()) is None
+    assert cuts_of(manifest, {1}) == (0, 2)
+    assert cuts_of(manifest, {0, 1, 2}) == ()
+    assert cuts_of(changed, frozenset()) == ()
 
 
 def test_a_model_of_dense_layers_only_has_nothing_for_workers_whatever_was_asked(manifest) -> None:

@@ -70,7 +70,7 @@ def _events(taken: Sequence[Taken]) -> Iterator[tuple[Ticket, Event]]:
 
 def _count_rows(given: Handout) -> None:
     decoding, chunk = len(given.plan.decode_keys), given.plan.chunk
-    for ticket, share in zip(given.tickets, given.active[:decoding].tolist(), strict=False):
+    for ticket, share in zip(given.tickets[:decoding], given.active[:decoding].tolist(), strict=True):
         ticket.facts.went_through(share, rows=1)
     if chunk is not None:
         given.tickets[-1].facts.went_through(float(given.active[decoding:].sum()), chunk.count)

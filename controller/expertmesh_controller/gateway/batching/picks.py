@@ -6,8 +6,10 @@ somebody asks or when enough has come together for one pass.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -55,7 +57,7 @@ class Picks(ABC):
 
     @abstractmethod
     def fold(self) -> None:
-        """Count what `take` left for later, if it is much. Call it after every step, beside the next one."""
+        """Count some of what `take` left for later, if it is much. Call it after every step, beside the next one."""
 
     def rows(self) -> dict[tuple[int, int], int]:
         """Rows of each (layer, expert) since the start; experts without any are left out."""
@@ -93,7 +95,7 @@ class _TopK(Picks):
     def __init__(self, routed: Sequence[Layer], shares: NDArray[np.float64], base: float) -> None:
         super().__init__(routed, shares, base)
         (self._k,) = {layer.gate.max_k for layer in routed if layer.gate is not None}
-        self._share = base + self._k * float(shares[:, 0].sum())
+        self._share = base + min(self._k, self.experts) * float(shares[:, 0].sum())
         self._same: dict[int, NDArray[np.float64]] = {}
         # Rows that are counted and scores that wait change together: whoever asks meanwhile sees no row twice or never.
         self._lock = threading.Lock()
@@ -111,8 +113,10 @@ class _TopK(Picks):
 
     def fold(self) -> None:
         _, waiting = self._taken()
-        if sum(map(len, waiting)) < FOLD_ROWS:
+        ends = list(itertools.accumulate(map(len, waiting)))
+        if not ends or ends[-1] < FOLD_ROWS:
             return
+        del waiting[bisect_left(ends, FOLD_ROWS) + 1 :]  # a pass takes milliseconds: whoever calls has more to do
         counted = self._count(waiting)  # outside the lock: `take` does not wait for it
         with self._lock:
             self._rows = self._rows + counted

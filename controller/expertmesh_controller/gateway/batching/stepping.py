@@ -161,7 +161,7 @@ class Stepper:
 
     def _hand_out(self, plan: StepPlan, taken: Sequence[Taken]) -> None:
         tickets = [self._jobs[key].ticket for key in plan.keys]
-        # The forward pass makes a new array of shares for every step, so this one may be read while the next one runs.
+        # Nobody writes into the shares of a step, so they may be read while the next one runs.
         self._post(Handout(self._clock.monotonic(), plan, tickets, self._forward.active, taken))
         ended = [ticket.key for ticket, _, _, reason in taken if reason is not None]
         for key in ended:  # first of all: whoever was told that it ended must not fail with those who have to move
@@ -193,9 +193,14 @@ class Stepper:
         self._post((job.ticket, event))
 
     def _apply(self, roster: Roster, moves: Iterable[Move]) -> None:
-        for move in moves:
-            self._trunk.move(move.source, move.target, move.tokens)
-        self.roster = roster
+        try:
+            for move in moves:
+                self._trunk.move(move.source, move.target, move.tokens)
+        except Exception as error:  # what lies in which slot is unknown now
+            log.exception("a cache could not be moved")
+            self.fail_all(error)
+        else:
+            self.roster = roster
 
 
 def _too_late(job: Job | ScoringJob, cause: Unavailable | DeadlinePassed | None) -> MeshError:

@@ -58,7 +58,8 @@ class ExpertPlane:
 
         `deadline` is in monotonic seconds. Pairs whose worker fails (only they) go to another replica; while no replica
         is live the call waits for a newer table or a link, for at most `patience_s`. Live, but slow replicas have until
-        the deadline. Rows that are not finite come back as NaN and do not touch the others.
+        the deadline. Rows that are not finite come back as NaN and do not touch the others. Call it where numpy does
+        not warn of overflows and invalid values.
 
         Raises:
             Unavailable: an expert had no live replica until the deadline, or for `patience_s`.

@@ -78,7 +78,7 @@ class Gate:
         Where the weights follow from the picked set a routing is remembered by it: decoding one token then costs a
         product, a comparison and a look-up. Call it where numpy does not warn of overflows and invalid values.
         """
-        if row.shape != self._row_shape or row.dtype != np.float32:
+        if row.shape != self._row_shape or row.dtype != np.float32 or not self.experts:
             return None
         logits = self._logits.of_row(row)
         if not math.isfinite(logits.dot(logits)):
@@ -92,8 +92,9 @@ class Gate:
         key = picked.tobytes()
         found = self._remembered.get(key)
         if found is None:
-            found = self._row_routing(scores, picked, recurs=True)
-            if len(self._remembered) < MAX_REMEMBERED:
+            recurs = len(self._remembered) < MAX_REMEMBERED  # nobody may remember what comes of one that is forgotten
+            found = self._row_routing(scores, picked, recurs=recurs)
+            if recurs:
                 self._remembered[key] = found
         return found
 

@@ -2,8 +2,7 @@
 
 Between two runs of a model's graphs every call into numpy starts cold, so that what they compute costs less than that
 they are made. Scores are the same operations in the same order as for many rows, so a row has the same experts and the
-same float32 weights alone and in company. Gates with
-groups, a threshold or a sparse mixer go the long way.
+same float32 weights alone and in company. Gates with groups, a threshold or a sparse mixer go the long way.
 """
 
 from __future__ import annotations
@@ -37,6 +36,8 @@ def row_picker(gate: manifest.Gate, experts: int, pick_bias: Vector | None) -> R
     """The quick way of a gate, if it has one. Logits must be finite."""
     weigh = _WEIGHTS.get((gate.scorer, gate.weighting))
     if gate.picker != "top_k" or gate.groups is not None or weigh is None:
+        return None
+    if pick_bias is not None and not np.isfinite(pick_bias).all():  # such experts are never picked, or all are
         return None
     scores, count, scale = _SCORES[gate.scorer], gate.max_k, float(np.float32(gate.scale))
     best = _best_of_few if experts <= _FEW else _best_of_many
