@@ -98,9 +98,12 @@ def test_a_process_that_may_not_see_its_own_memory_keeps_small_pages() -> None:
     assert (done.stdout, done.stderr) == ("hidden 0\n", "")
 
 
-def areas_of_buffers() -> list[str]:
-    """In what kinds of areas of memory four new buffers of 1.5 MB lie."""
-    buffers = [np.full(1_500_000, 7, np.uint8) for _ in range(4)]
+def some_buffers() -> list[np.ndarray]:
+    return [np.full(1_500_000, 7, np.uint8) for _ in range(4)]
+
+
+def areas_of(buffers: list[np.ndarray]) -> list[str]:
+    """In what kinds of areas of memory they lie."""
     lines = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
     areas = [(*(int(end, 16) for end in area.split("-")), *name) for area, _, _, _, _, *name in lines]
     return [
@@ -110,9 +113,9 @@ def areas_of_buffers() -> list[str]:
 
 
 def print_areas() -> None:
-    before = areas_of_buffers()
+    before = some_buffers()  # held: the allocator learns from what is freed
     assert place_side_by_side()
-    print(*before, *areas_of_buffers())
+    print(*areas_of(before), *areas_of(some_buffers()))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only this allocator can be told")
