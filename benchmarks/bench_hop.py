@@ -24,7 +24,7 @@ from expertmesh_controller.gateway.dispatch.exchange import Call, Failure, HopTi
 from expertmesh_controller.gateway.dispatch.links.base import Link
 from expertmesh_controller.gateway.dispatch.plan import Message
 from expertmesh_controller.gateway.dispatch.recurring import LayerPost, exchange_row
-from expertmesh_controller.gateway.gating.routing import Routing
+from expertmesh_controller.gateway.gating.routing import RowRouting
 
 SPINNING = "unix, spinning"
 BARS = {"grpc": 1.3, "unix": 2.5, SPINNING: 2.5}
@@ -41,8 +41,7 @@ def message() -> Message:
 
 def hop(name: str, link: Link) -> Arm:
     """As the gateway does it for a row of a running answer."""
-    nothing = np.zeros(1, np.int32)
-    prepared = LayerPost((1, 1), nothing, [link]).address(call(0).task, Routing(1, nothing, nothing, message().weight))
+    prepared = LayerPost((1, 1), np.zeros(1, np.intp), [link]).address(call(0).task, RowRouting((0,), (1.0,)))
     assert prepared is not None
     seqs = itertools.count(1)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -15,15 +16,16 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import grpc
 import numpy as np
-import uvloop
 
 from expertmesh_api.v1 import experts_pb2
 from expertmesh_common.channel.host import host_id
 from expertmesh_common.clock import SystemClock
+from expertmesh_common.running import run_service
 from expertmesh_common.security import Security
 from expertmesh_common.serving import Serving
 from expertmesh_worker.channel.experts_service import ExpertsService, Identity
@@ -126,7 +128,7 @@ def serve_socket(reads_bytes: int = 0) -> None:
             connection.send(buffer[:total])
 
 
-async def serve_grpc() -> None:
+async def serve_grpc(stop: asyncio.Event) -> None:
     """The barest grpc.aio bidi echo: raw bytes, no interceptor."""
 
     async def echo(messages, _context):
@@ -138,10 +140,11 @@ async def serve_grpc() -> None:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bare.Echo", handlers),))
     say(port=server.add_insecure_port("127.0.0.1:0"))
     await server.start()
-    await server.wait_for_termination()
+    await stop.wait()
+    await server.stop(None)
 
 
-async def serve_worker(worker_id: str, spin_us: int = 0) -> None:
+async def serve_worker(worker_id: str, spin_us: int, stop: asyncio.Event) -> None:
     """The expert channel as a worker runs it."""
     lanes = Lanes(1)
     host, tickets, serving = Runtime(IdentityResidents(lanes), lanes), Tickets(SystemClock()), Serving(Security())
@@ -151,18 +154,20 @@ async def serve_worker(worker_id: str, spin_us: int = 0) -> None:
     )
     ExpertsService(host, tickets, identity, experts_pb2.StatResponse, host.recurring).add_to(serving.server)
     say(port=await serving.start("127.0.0.1:0"))
-    await serving.server.wait_for_termination()
+    await stop.wait()
+    await serving.server.stop(None)
+    await asyncio.to_thread(streams.stop, 0.1)
 
 
 def main() -> None:
     kind, worker_id = sys.argv[1:]
     if kind in {"socket", "cold"}:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder of its socket is removed
         serve_socket(COLD_BYTES if kind == "cold" else 0)
     else:
         spin_us = SPIN_US if kind == "spinning" else 0
-        uvloop.run(serve_grpc() if kind == "grpc" else serve_worker(worker_id, spin_us))
+        run_service(serve_grpc if kind == "grpc" else partial(serve_worker, worker_id, spin_us))
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that folders of sockets are removed
     main()
