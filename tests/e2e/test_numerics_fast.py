@@ -22,6 +22,12 @@ def shown(up, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
+def assert_answers_fast(address, want):
+    with Client(address) as client:
+        answer = client.complete(prompt_ids=PROMPT, max_tokens=12, ignore_eos=True)
+    assert ([*answer.token_ids], answer.numerics) == (want, "fast")
+
+
 @pytest.mark.slow
 def test_a_mesh_without_workers_answers_as_the_oracle_and_says_what_it_is(tiny_folder, folder):
     want = tiny.greedy_ids(Bundle(tiny_folder), PROMPT, 12)
@@ -49,9 +55,7 @@ def test_both_gateways_hold_the_local_layers_and_workers_the_others(tiny_folder,
     arguments = ["--model", str(tiny_folder), "--gateways", "2", *FAST, "--local-layers", "0,2"]
     with running_up(folder, [*arguments, "--workers", "2", "--budget-share", "1"]) as up:
         for address in up.addresses:
-            with Client(address) as client:
-                answer = client.complete(prompt_ids=PROMPT, max_tokens=12, ignore_eos=True)
-                assert ([*answer.token_ids], answer.numerics) == (want, "fast")
+            assert_answers_fast(address, want)
         with Client(up.address) as client:
             placed = {(e.layer, len(e.worker_ids)) for e in client.experts()}
             (status,) = client.served_models()
@@ -68,9 +72,8 @@ def test_both_gateways_may_leave_every_expert_to_workers_that_need_not_be_exact(
     arguments = ["--model", str(tiny_folder), "--gateways", "2", *FAST, "--local-layers", "none"]
     with running_up(folder, [*arguments, "--workers", "2", "--budget-share", "0.5"]) as up:
         for address in up.addresses:
+            assert_answers_fast(address, want)
             with Client(address) as client:
-                answer = client.complete(prompt_ids=PROMPT, max_tokens=12, ignore_eos=True)
-                assert ([*answer.token_ids], answer.numerics) == (want, "fast")
                 assert len(client.explain("the rain").layers) == tiny.LAYERS
         with Client(up.address) as client:
             (status,) = client.served_models()

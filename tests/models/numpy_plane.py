@@ -1,5 +1,6 @@
 """An expert plane without workers: a tiny bundle's routed experts in numpy, each row on its own."""
 
+import threading
 import time
 
 import numpy as np
@@ -60,3 +61,16 @@ class NumpyPlane:
             for row in np.flatnonzero(picked[:, index]):
                 total[row] += tiny._swiglu(rows[row], tensors["gate_up"], tensors["down"])
         return total
+
+
+class HeldPlane(NumpyPlane):
+    """Says when a step has reached its experts, and lets it go on when told."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__(bundle)
+        self.entered, self.let_go = threading.Event(), threading.Event()
+
+    def run(self, *arguments):
+        self.entered.set()
+        self.let_go.wait(30)
+        return super().run(*arguments)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +17,7 @@ from expertmesh_controller.gateway.batching.forward import Forward
 from expertmesh_controller.gateway.batching.jobs import Request
 from expertmesh_controller.gateway.trunk.local import LocalTrunk
 from models import tiny_bundle as tiny
-from models.numpy_plane import NumpyPlane
+from models.numpy_plane import HeldPlane
 
 BEAT_S = 0.05
 
@@ -36,22 +35,9 @@ class Watch:
         return self.now_s
 
 
-class StuckPlane(NumpyPlane):
-    """Never comes back from its experts until it is let go."""
-
-    def __init__(self, bundle: Bundle) -> None:
-        super().__init__(bundle)
-        self.entered, self.let_go = threading.Event(), threading.Event()
-
-    def run(self, *arguments):
-        self.entered.set()
-        self.let_go.wait(30)
-        return super().run(*arguments)
-
-
 @pytest.fixture
 def plane(tmp_path):
-    return StuckPlane(Bundle(tiny.make_tiny_bundle(tmp_path)))
+    return HeldPlane(Bundle(tiny.make_tiny_bundle(tmp_path)))
 
 
 @pytest.fixture

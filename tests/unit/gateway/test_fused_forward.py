@@ -123,6 +123,15 @@ def test_what_piled_up_is_counted_in_passes_of_a_few_hundred_rows(bundle, monkey
     assert sum(picks.rows().values()) == 100 * FOLD_ROWS // 8
 
 
+def test_every_row_of_a_model_of_dense_layers_goes_through_all_of_it(bundle) -> None:
+    dense = {"kind": "dense", "gate": None, "experts": (), "shared_width": bundle.manifest.layers[0].total_width}
+    layers = [layer.model_copy(update=dense) for layer in bundle.manifest.layers]
+    forward = Forward(LocalTrunk(bundle, "fp32", stops=(), **SIZES), NumpyPlane(bundle), layers, 10.0)
+    forward.run(a_prompt(), 1e9)
+
+    assert forward.active.tolist() == [1.0] * 20
+
+
 def test_a_model_without_a_fused_form_is_refused_with_the_layer(bundle) -> None:
     gate = bundle.manifest.layers[1].gate.model_copy(update={"max_k": 2})
     layers = list(bundle.manifest.layers)

@@ -29,7 +29,7 @@ from expertmesh_controller.gateway.batching.stepping import Stepper
 from expertmesh_controller.gateway.batching.tally import Tally
 from expertmesh_controller.gateway.trunk.local import LocalTrunk
 from models import tiny_bundle as tiny
-from models.numpy_plane import NumpyPlane
+from models.numpy_plane import HeldPlane, NumpyPlane
 
 PROMPTS, LENGTHS = [[1, 2, 3], list(range(40)), [9]], [4, 6, 2]
 
@@ -172,19 +172,6 @@ def test_when_a_cache_cannot_move_who_ended_has_ended_and_everyone_else_fails(
         endings = [type(event) for event in bench.of(key) if not isinstance(event, Picked)]
         assert endings == [Ended if tokens < 50 else Failed]
     assert not bench.stepper.roster.busy
-
-
-class HeldPlane(NumpyPlane):
-    """Says when a step has reached its experts, and lets it go on when told."""
-
-    def __init__(self, bundle: Bundle) -> None:
-        super().__init__(bundle)
-        self.entered, self.let_go = threading.Event(), threading.Event()
-
-    def run(self, *arguments):
-        self.entered.set()
-        self.let_go.wait(30)
-        return super().run(*arguments)
 
 
 @pytest.fixture

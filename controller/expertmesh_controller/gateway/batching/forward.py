@@ -83,8 +83,7 @@ class Forward:
 
     def _step(self, work: Work, deadline: float) -> Floats:
         rows, combined = self._trunk.begin(work), None
-        if self._trunk.stops:
-            self._experts.begin(work.rows, self._share_before)
+        self._experts.begin(work.rows, self._share_before)
         for layer in self._trunk.stops:
             if combined is not None:
                 rows = self._trunk.advance(layer, combined)
