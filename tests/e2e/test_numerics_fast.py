@@ -34,9 +34,7 @@ def test_a_mesh_without_workers_answers_as_the_oracle_and_says_what_it_is(tiny_f
     with running_up(folder, ["--model", str(tiny_folder), "--gateways", "2", *FAST]) as up:
         assert set(up.pids) == {"controller", "gateway-2"}
         for address in up.addresses:
-            with Client(address) as client:
-                answer = client.complete(prompt_ids=PROMPT, max_tokens=12, ignore_eos=True)
-                assert ([*answer.token_ids], answer.numerics) == (want, "fast")
+            assert_answers_fast(address, want)
         with Client(up.address) as client:
             assert client.score("the rain fell").numerics == "fast"
             (status,) = client.served_models()
